@@ -1,0 +1,68 @@
+# Everything a developer or CI runs. `make` alone lists the targets.
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+STAMP := $(VENV)/.synced
+RECORDING := tests/fixtures/recordings/vllm-0.32.0.jsonl.xz
+LISTEN ?= :9409
+ENGINE ?=
+GPU_USD_PER_HOUR ?= 0.80
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-real check golden docs format lint types layers rules audit bench soak clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv with everything, from the lock file
+	@true
+
+$(STAMP): pyproject.toml uv.lock
+	@test -x $(BIN)/python || python3 -m venv $(VENV)
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) sync --locked --inexact --quiet
+	@touch $@
+
+run: setup  ## the exporter on :9409 beside a replayed vLLM; ENGINE=http://host:8000 for a real one
+	@$(BIN)/python examples/run.py --listen=$(LISTEN) --recording=$(RECORDING) --engine=$(ENGINE) --gpu-usd-per-hour=$(GPU_USD_PER_HOUR)
+
+test: setup  ## all tests that need nothing but this machine
+	@$(BIN)/python -m pytest -q
+
+test-real: setup  ## the tests against a real vLLM; REAL_VLLM names the script that starts one
+	@$(BIN)/python -m pytest -q -m real --timeout=900
+
+check: lint types layers test  ## what must be green before a commit
+
+golden: setup  ## write the golden pages anew; review the diff
+	@$(BIN)/python -m pytest -q tests/golden --update-golden || true
+	@git --no-pager diff --stat -- tests/golden
+
+docs: setup  ## write docs/metrics.md anew from the table of metrics
+	@$(BIN)/python docs/generate.py
+
+format: setup  ## format and fix what can be fixed
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
+
+lint: setup  ## ruff
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+
+types: setup  ## mypy, strict
+	@$(BIN)/mypy --no-error-summary
+
+layers: setup  ## imports point one way
+	@$(BIN)/lint-imports --no-logo >/tmp/layers.$$$$ 2>&1 || { cat /tmp/layers.$$$$; rm -f /tmp/layers.$$$$; exit 1; }; rm -f /tmp/layers.$$$$
+
+audit: setup  ## known vulnerabilities in what is locked
+	@$(UV) export --quiet --locked --no-dev --no-emit-project --format requirements-txt > $(VENV)/locked.txt
+	@$(BIN)/pip-audit --strict --progress-spinner off --disable-pip -r $(VENV)/locked.txt
+
+bench: setup  ## figures beside the limits they must keep
+	@$(BIN)/python -m benchmarks
+
+soak: setup  ## minutes of the same: memory stays, counters only rise
+	@$(BIN)/python -m pytest -q -m soak --timeout=3600
+
+clean:  ## remove everything that was made
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

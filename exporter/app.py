@@ -1,0 +1,240 @@
+"""The composition root: the only place that knows the config and the parts. Makes them, joins them, ends them."""
+
+import asyncio
+import logging
+import signal
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+from exporter import __version__
+from exporter.beat import Beat
+from exporter.books import Books
+from exporter.clock import Clock, SystemClock
+from exporter.config.load import load, warnings
+from exporter.config.model import Config, Role
+from exporter.config.nodes import ConfigError
+from exporter.config.web import load_web
+from exporter.core.snapshot import ConfigView, Snapshot
+from exporter.sources.http import new_session
+from exporter.web.board import Board
+from exporter.web.server import Guard, make_app
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS: Final = 2.0
+_RETRY_SECONDS: Final = 2.0
+_GOODBYE_SECONDS: Final = 2.0
+
+
+class OnFatal(StrEnum):
+    """What to do where nothing can be metered: end, or stay and say so beside an engine that must not be harmed."""
+
+    EXIT = "exit"
+    DEGRADE = "degrade"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line of `serve`: a config file, or a config made of flags."""
+
+    config_file: Path | None
+    config: Config | None
+    listen: tuple[tuple[str | None, int], ...]
+    web_config_file: Path | None
+    on_fatal: OnFatal
+
+
+class UnusableError(Exception):
+    """The exporter cannot start as it was asked to; `lines` says why."""
+
+    def __init__(self, lines: list[str], exit_code: int) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+        self.exit_code = exit_code
+
+
+class App:
+    """One exporter process."""
+
+    def __init__(self, options: Options, clock: Clock | None = None) -> None:
+        self._options = options
+        self._clock = clock or SystemClock()
+        self._guard = Guard()
+        self._tls: ssl.SSLContext | None = None
+        self._config: Config | None = None
+        self._view = ConfigView(successful=False, last_success=None)
+        self._configured = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+        self._beat: Beat | None = None
+        self._board = Board(self._clock, self._empty_snapshot(), own_instrumentation())
+
+    async def run(self, started: Callable[[int], None] = lambda _: None) -> None:
+        """Serve until SIGTERM or SIGINT; `started` is told each port once it answers.
+
+        Raises:
+            UnusableError: the config or an address cannot be used, and `on_fatal` is `exit`.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        self._load_web()
+        self._tolerated(self._load(), exit_code=2)
+        runner = web.AppRunner(
+            make_app(self._board, self._guard, self.reload), access_log=None, shutdown_timeout=_GOODBYE_SECONDS
+        )
+        await runner.setup()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._listen(runner, started), name="listen"),
+                    group.create_task(self._beats(), name="beat"),
+                    group.create_task(self._watch(), name="watch"),
+                ]
+                await stop.wait()
+                log.info("ending")
+                for task in tasks:
+                    task.cancel()
+        except* UnusableError as group_of_one:
+            raise group_of_one.exceptions[0] from None
+        finally:
+            await runner.cleanup()
+
+    async def reload(self) -> list[str]:
+        """Load the config file again; returns its problems, nothing when it is in force with the next beat."""
+        if self._options.config_file is None:
+            return ["there is no --config.file: nothing to reload"]
+        self._load_web()
+        problems = self._load()
+        if self._beat is None:
+            self._board.publish(self._empty_snapshot())
+        return problems
+
+    def _load(self) -> list[str]:
+        try:
+            config = self._options.config or load(self._options.config_file or Path())
+        except ConfigError as error:
+            for line in error.lines:
+                log.error("config: %s", line)
+            self._view = ConfigView(successful=False, last_success=self._view.last_success, problems=tuple(error.lines))
+            if self._beat is not None:
+                self._beat.config_view = self._view
+            return error.lines
+        self._view = ConfigView(
+            successful=True, last_success=self._clock.now().unix_seconds, warnings=tuple(warnings(config))
+        )
+        for line in self._view.warnings:
+            log.warning("config: %s", line)
+        self._config = config
+        if self._beat is not None:
+            self._beat.plan(config, self._view)
+        self._configured.set()
+        return []
+
+    def _load_web(self) -> None:
+        path = self._options.web_config_file
+        if path is None:
+            return
+        try:
+            config, tls = load_web(path)
+        except ConfigError as error:
+            for line in error.lines:
+                log.error("web config: %s", line)
+            if self._tls is None and self._guard.auth is None:
+                self._guard.broken = True
+                self._tolerated(error.lines, exit_code=2)
+            return
+        if (tls is None) != (self._tls is None) and self._beat is not None:
+            log.error("web config: TLS cannot be switched on or off without a restart")
+            return
+        self._guard.adopt(config)
+        self._tls = tls
+
+    def _tolerated(self, problems: list[str], exit_code: int) -> None:
+        if problems and self._options.on_fatal is OnFatal.EXIT:
+            raise UnusableError(problems, exit_code)
+        self._board.publish(self._empty_snapshot())
+
+    async def _listen(self, runner: web.AppRunner, started: Callable[[int], None]) -> None:
+        for host, port in self._options.listen:
+            while True:
+                site = web.TCPSite(runner, host, port, ssl_context=self._tls)
+                try:
+                    await site.start()
+                    break
+                except OSError as error:
+                    await site.stop()
+                    text = f"cannot listen on {host or ''}:{port}: {error.strerror or error}"
+                    if self._options.on_fatal is OnFatal.EXIT:
+                        raise UnusableError([text], exit_code=1) from error
+                    log.error("%s; trying again", text)
+                    await asyncio.sleep(_RETRY_SECONDS)
+            log.info("listening on %s:%d%s", host or "", port, " with TLS" if self._tls else "")
+        for address in runner.addresses:
+            started(address[1])
+
+    async def _beats(self) -> None:
+        await self._configured.wait()
+        if self._config is None:
+            raise AssertionError("configured without a config")
+        async with new_session() as session:
+            self._beat = Beat(self._config, self._clock, Books(), session, self._board.publish)
+            self._beat.config_view = self._view
+            await self._beat.run()
+
+    async def _watch(self) -> None:
+        """Reload when a watched file changes, a symlink in its path included, or when a signal asks."""
+        seen = self._signature()
+        while True:
+            try:
+                async with asyncio.timeout(_WATCH_SECONDS):
+                    await self._reload_wanted.wait()
+            except TimeoutError:
+                if self._signature() == seen:
+                    continue
+            self._reload_wanted.clear()
+            seen = self._signature()
+            if not await self.reload():
+                log.info("config reloaded")
+
+    def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
+        web_file = self._options.web_config_file
+        guarded = tuple(web_file.parent / name for name in self._guard.config.files()) if web_file else ()
+        files = [path for path in (self._options.config_file, web_file, *guarded) if path is not None]
+        return tuple(_stat(path) for path in files)
+
+    def _empty_snapshot(self) -> Snapshot:
+        role = self._config.role if self._config else Role.LONE
+        return Snapshot(
+            at=self._clock.now().unix_seconds,
+            version=__version__,
+            role=role,
+            interval_seconds=0.0,
+            accounting_start=None,
+            config=self._view,
+        )
+
+
+def own_instrumentation() -> Callable[[], bytes]:
+    """Return a writer of what prometheus_client says about this process."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return lambda: generate_latest(registry)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size

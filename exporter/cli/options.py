@@ -1,0 +1,135 @@
+"""Flags that several commands share, and what they mean together."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from exporter.config import units
+from exporter.config.load import load
+from exporter.config.model import Config, Engine, GpuPrice, Prices
+from exporter.config.nodes import ConfigError
+from exporter.logs import FORMATS, LEVELS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ScalarType(click.ParamType[Any]):
+    """A flag written like the same value in the config."""
+
+    def __init__(self, scalar: units.Scalar, name: str) -> None:
+        self.name = name
+        self._scalar = scalar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text, or end with one line that says what was expected."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._scalar.parse(value)
+        except ValueError:
+            found = "something else" if self._scalar.secret else repr(value)
+            return self.fail(f"expected {self._scalar.expected}, found {found}", param, ctx)
+
+
+DURATION = ScalarType(units.DURATION, "duration")
+URL = ScalarType(units.URL, "url")
+
+
+def logging_flags(command: Command) -> Command:
+    """Add the flags of logging."""
+    level = click.option(
+        "--log.level", "log_level", type=click.Choice(tuple(LEVELS)), default="info", show_default=True
+    )
+    form = click.option("--log.format", "log_format", type=click.Choice(FORMATS), default="logfmt", show_default=True)
+    return level(form(command))
+
+
+def engine_flags(command: Command) -> Command:
+    """Add the flags that stand for a config file."""
+    options = (
+        click.option(
+            "--config.file", "config_file", type=click.Path(path_type=Path), help="The config; see config.example.yml."
+        ),
+        click.option("--engine.url", "engine_url", type=URL, help="Without a config file: the engine to meter."),
+        click.option(
+            "--engine.name",
+            "engine_name",
+            type=ScalarType(units.NAME, "name"),
+            help="Its name in labels.  [default: default]",
+        ),
+        click.option(
+            "--gpu.usd-per-hour",
+            "gpu_usd_per_hour",
+            type=ScalarType(units.MONEY, "usd"),
+            help="The price of one GPU for an hour.",
+        ),
+        click.option(
+            "--gpu.count",
+            "gpu_count",
+            type=ScalarType(units.GPU_COUNT, "gpus"),
+            help="GPUs that the engine pays for.  [default: 1]",
+        ),
+        click.option("--interval", type=DURATION, help="The beat.  [default: 5s]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def config_of_flags(
+    *,
+    config_file: Path | None,
+    engine_url: str | None,
+    engine_name: str | None,
+    gpu_usd_per_hour: Decimal | None,
+    gpu_count: Fraction | None,
+    interval: float | None,
+) -> Config | None:
+    """Return the config that the flags make, None where a file is to be read.
+
+    Raises:
+        click.UsageError: the flags do not make a config, or stand beside a file.
+    """
+    flags = {
+        "--engine.url": engine_url,
+        "--engine.name": engine_name,
+        "--gpu.usd-per-hour": gpu_usd_per_hour,
+        "--gpu.count": gpu_count,
+        "--interval": interval,
+    }
+    given = [flag for flag, value in flags.items() if value is not None]
+    if config_file is not None:
+        if given:
+            raise click.UsageError(
+                f"expected a config file or flags, found --config.file together with {', '.join(given)}"
+            )
+        return None
+    if engine_url is None:
+        raise click.UsageError(
+            "expected --config.file=FILE, or --engine.url=URL and --gpu.usd-per-hour=USD, found neither"
+        )
+    gpus = Fraction(1) if gpu_count is None else gpu_count
+    if gpu_usd_per_hour is None and gpus:
+        raise click.UsageError("expected --gpu.usd-per-hour=USD, the price of one GPU for an hour, found nothing")
+    engine = Engine(name=engine_name or "default", url=engine_url, gpus=gpus)
+    prices = Prices(gpu=GpuPrice(usd_per_hour=gpu_usd_per_hour)) if gpu_usd_per_hour is not None else Prices()
+    return Config(engines=(engine,), prices=prices, interval=interval or 5.0)
+
+
+def load_or_exit(config_file: Path) -> Config:
+    """Load a config, or end with exit code 2 and one line per problem."""
+    try:
+        return load(config_file)
+    except ConfigError as error:
+        raise SystemExit(fail(error.lines, 2)) from None
+
+
+def fail(lines: list[str], code: int) -> int:
+    """Print problems on standard error, one a line, and return the exit code."""
+    for line in lines:
+        click.echo(line, err=True)
+    return code

@@ -1,0 +1,85 @@
+"""`serve`: the exporter itself."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.app import App, OnFatal, Options, UnusableError
+from exporter.cli.options import config_of_flags, engine_flags, fail, logging_flags
+from exporter.logs import set_up
+
+
+class _Address(click.ParamType[tuple[str | None, int]]):
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d{1,5})", str(value))
+        if not match or int(match[2]) > 65535:  # noqa: PLR2004 - the highest port
+            return self.fail(f"expected an address like :9409 or 127.0.0.1:9409, found {str(value)!r}", param, ctx)
+        return match[1].strip("[]") or None, int(match[2])
+
+
+@click.command()
+@engine_flags
+@click.option(
+    "--web.listen-address",
+    "listen",
+    type=_Address(),
+    multiple=True,
+    default=[":9409"],
+    help="May be repeated.  [default: :9409]",
+)
+@click.option(
+    "--web.config.file",
+    "web_config_file",
+    type=click.Path(path_type=Path),
+    help="TLS and basic auth, in exporter-toolkit's format.",
+)
+@click.option(
+    "--storage.path",
+    "storage_path",
+    type=click.Path(path_type=Path),
+    help="Reserved: counters are kept in memory in this version.",
+)
+@click.option(
+    "--on-fatal",
+    type=click.Choice([choice.value for choice in OnFatal]),
+    default="exit",
+    show_default=True,
+    help="What to do where nothing can be metered; `degrade` stays up and says so.",
+)
+@logging_flags
+def serve(  # noqa: PLR0913 - the flags of the command
+    *,
+    listen: tuple[tuple[str | None, int], ...],
+    web_config_file: Path | None,
+    storage_path: Path | None,
+    on_fatal: str,
+    log_level: str,
+    log_format: str,
+    config_file: Path | None,
+    **flags: Any,
+) -> None:
+    """Meter engines and serve /metrics."""
+    set_up(log_level, log_format)
+    config = config_of_flags(config_file=config_file, **flags)
+    options = Options(
+        config_file=config_file,
+        config=config,
+        listen=listen,
+        web_config_file=web_config_file,
+        on_fatal=OnFatal(on_fatal),
+    )
+    if storage_path is not None:
+        click.echo("--storage.path has no effect in this version: counters are kept in memory", err=True)
+    try:
+        asyncio.run(_run(options))
+    except UnusableError as error:
+        raise SystemExit(fail(error.lines, error.exit_code)) from None
+
+
+async def _run(options: Options) -> None:
+    await App(options).run()

@@ -1,0 +1,1 @@
+"""The config: what may stand in it, and how a file becomes it."""

@@ -1,0 +1,162 @@
+"""A file into a Config: syntax, types, then what the parts say together. Problems come all at once, one a line."""
+
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+from zoneinfo import available_timezones
+
+from exporter.config.model import Budget, CapMode, Config, DatedPrice, Engine, GpuPrice, GpuShare, Prices, Role
+from exporter.config.nodes import parse_as, read_file
+
+_SHORTEST_INTERVAL_SECONDS: Final = 0.1
+
+
+def load(path: Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: with every problem that the file has.
+    """
+    return parse(read_file(path), str(path))
+
+
+def parse(content: bytes, name: str) -> Config:
+    """Parse a config file's bytes; `name` stands before each problem.
+
+    Raises:
+        ConfigError: with every problem that the file has.
+    """
+    return parse_as(Config, content, name, _disagreements)
+
+
+def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (path, problem) for what no single value shows."""
+    if config.interval < _SHORTEST_INTERVAL_SECONDS:
+        yield "interval", f"expected {_SHORTEST_INTERVAL_SECONDS} s or more, found {config.interval:g} s"
+    yield from _engines(config)
+    yield from _shares(config.engines)
+    yield from _prices(config)
+    yield from _budgets(config.budgets)
+    for name in ("queue_depth", "gpu_utilization", "ttft"):
+        edges = getattr(config.scaling, name)
+        if edges.down >= edges.up:
+            yield f"scaling.{name}", f"expected down below up, found down {edges.down} and up {edges.up}"
+    if config.role is Role.SIDECAR and config.budgets:
+        yield "budgets", "expected none in a sidecar (the hub holds the budgets), found some"
+
+
+def _engines(config: Config) -> Iterator[tuple[str, str]]:
+    if not config.engines:
+        yield "engines", "expected at least one engine, found an empty list"
+    yield from _unique("engines", "name", [engine.name for engine in config.engines])
+    if len(config.engines) > 1:
+        for index, engine in enumerate(config.engines):
+            if engine.name == "default":
+                yield f"engines[{index}].name", "expected a name, since there are several engines, found none"
+    yield from _unique("engines", "url", [engine.url.rstrip("/") for engine in config.engines], show=False)
+    for index, engine in enumerate(config.engines):
+        if engine.timeout is not None and engine.timeout > config.interval:
+            text = f"expected at most the interval, {config.interval:g} s, found {engine.timeout:g} s"
+            yield f"engines[{index}].timeout", text
+
+
+def _unique(path: str, key: str, values: list[str], *, show: bool = True) -> Iterator[tuple[str, str]]:
+    counts = Counter(values)
+    for index, value in enumerate(values):
+        if counts[value] > 1 and values.index(value) != index:
+            found = repr(value) if show else "the same"
+            yield f"{path}[{index}].{key}", f"expected one that no other has, found {found} again"
+
+
+def _shares(engines: tuple[Engine, ...]) -> Iterator[tuple[str, str]]:
+    """No GPU is charged more than once: a share per UUID, summed over all engines, is at most 1."""
+    charged: dict[str, Fraction] = {}
+    for index, engine in enumerate(engines):
+        if isinstance(engine.gpus, Fraction):
+            continue
+        for position, gpu in enumerate(engine.gpus):
+            path = f"engines[{index}].gpus[{position}]"
+            share = gpu if isinstance(gpu, GpuShare) else GpuShare(uuid=gpu)
+            if share.uuid.startswith("MIG-") and share.slices is None:
+                text = "expected {uuid: MIG-…, slices: 1 to 7} for a MIG instance, found no slices"
+                yield path, text
+            elif share.share is not None and share.slices is not None:
+                yield path, "expected share or slices, found both"
+            whole = Fraction(1) if share.uuid.startswith("MIG-") else share.fraction
+            charged[share.uuid] = charged.get(share.uuid, Fraction(0)) + whole
+            if charged[share.uuid] > 1:
+                yield path, f"expected shares of one GPU that sum to at most 1, found {float(charged[share.uuid]):g}"
+
+
+def _prices(config: Config) -> Iterator[tuple[str, str]]:
+    forms = "usd_per_hour, by_name, instance or timeline"
+    gpu = config.prices.gpu
+    if gpu is None:
+        if any(engine.gpus_charged for engine in config.engines):
+            yield "prices.gpu", f"expected {forms}, since engines are charged for GPUs, found nothing"
+    else:
+        count = _forms(gpu)
+        if count > 1 or (count == 0 and not gpu.timeline):
+            yield "prices.gpu", f"expected exactly one of {forms}, found {count or 'none'}"
+        yield from _timeline(gpu.timeline)
+    names = {engine.name for engine in config.engines}
+    yield from _unique("prices.other", "name", [other.name for other in config.prices.other])
+    for index, other in enumerate(config.prices.other):
+        if other.engine is not None and other.engine not in names:
+            yield f"prices.other[{index}].engine", f"expected one of {', '.join(sorted(names))}, found {other.engine!r}"
+
+
+def _forms(price: GpuPrice | DatedPrice) -> int:
+    return sum(form is not None for form in (price.usd_per_hour, price.by_name, price.instance))
+
+
+def _timeline(timeline: tuple[DatedPrice, ...]) -> Iterator[tuple[str, str]]:
+    for index, dated in enumerate(timeline):
+        path = f"prices.gpu.timeline[{index}]"
+        if (count := _forms(dated)) != 1:
+            yield path, f"expected exactly one of usd_per_hour, by_name or instance, found {count or 'none'}"
+        if index and dated.from_ <= timeline[index - 1].from_:
+            yield f"{path}.from", "expected instants in rising order, found one that is not later than the one before"
+
+
+def _budgets(budgets: tuple[Budget, ...]) -> Iterator[tuple[str, str]]:
+    yield from _unique("budgets", "name", [budget.name for budget in budgets])
+    for index, budget in enumerate(budgets):
+        if budget.daily_usd is None and budget.monthly_usd is None:
+            yield f"budgets[{index}]", "expected daily_usd or monthly_usd, found neither"
+        if budget.timezone not in available_timezones():
+            yield (
+                f"budgets[{index}].timezone",
+                f"expected an IANA time zone like Europe/Berlin, found {budget.timezone!r}",
+            )
+        if budget.hard_cap and budget.cap.mode is CapMode.OFF:
+            yield f"budgets[{index}].hard_cap", "expected false while cap.mode is off, found true"
+
+
+def warnings(config: Config) -> list[str]:
+    """Say what is accepted but has no effect, so that nobody relies on it."""
+    findings = {
+        "budgets": (bool(config.budgets), "budgets are not held yet: nothing is warned or denied"),
+        "features": (bool(config.features.known or config.features.value_ratio), "usage events are not read yet"),
+        "cascades": (bool(config.cascades), "cascades are not counted yet"),
+        "prices.network": (config.prices.network is not None, "network bytes are not charged yet"),
+        "prices.api": (bool(config.prices.api.models or config.prices.api.compare_with), "API prices are not used yet"),
+        "usage.tokens": (bool(config.usage.tokens), "usage events are not read yet"),
+        "gpu.dcgm_url": (config.gpu.dcgm_url is not None, "GPU metrics are not read yet"),
+        "prices.storage": (
+            config.role is Role.SIDECAR and config.prices.storage is not None,
+            "a sidecar charges no storage: it would be counted once a replica",
+        ),
+    }
+    return [f"{key}: {text}" for key, (applies, text) in findings.items() if applies] + _by_name(
+        config.prices, config.gpu.name
+    )
+
+
+def _by_name(prices: Prices, name: str | None) -> list[str]:
+    if prices.gpu is None or prices.gpu.by_name is None or name in prices.gpu.by_name:
+        return []
+    found = f"gpu.name is {name!r}" if name else "gpu.name is not set"
+    return [f"prices.gpu.by_name: no price applies, since {found}; GPU time is counted as unpriced"]

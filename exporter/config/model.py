@@ -1,0 +1,358 @@
+"""The config as frozen values: what each key means, its unit and its default. config.example.yml shows all of it.
+
+Every structure is one mapping of the file. A union is told apart by the shape of what is written: a scalar, a list, a
+mapping.
+"""
+
+from decimal import Decimal
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, Any
+
+import msgspec
+
+from exporter.config import units
+
+Duration = Annotated[float, units.DURATION]
+Size = Annotated[int, units.SIZE]
+Money = Annotated[Decimal, units.MONEY]
+Limit = Annotated[Decimal, units.LIMIT]
+Amount = Annotated[Decimal, units.AMOUNT]
+Positive = Annotated[Decimal, units.POSITIVE]
+Ratio = Annotated[Decimal, units.RATIO]
+GpuCount = Annotated[Fraction, units.GPU_COUNT]
+Whole = Annotated[int, units.WHOLE]
+WholePositive = Annotated[int, units.WHOLE_POSITIVE]
+Name = Annotated[str, units.NAME]
+Url = Annotated[str, units.URL]
+Path = Annotated[str, units.PATH]
+UnixNanoseconds = Annotated[int, units.INSTANT]
+Flag = Annotated[bool, units.FLAG]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """One mapping of the file."""
+
+
+class Role(StrEnum):
+    """What this process is in a fleet."""
+
+    LONE = "lone"
+    SIDECAR = "sidecar"
+
+
+class Kind(StrEnum):
+    """Whose metrics page an engine writes; `auto` decides from the page."""
+
+    AUTO = "auto"
+    VLLM = "vllm"
+    LLAMACPP = "llamacpp"
+
+
+class Workload(StrEnum):
+    """What an engine is for; decides the fewest replicas that make sense."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+    NIGHTLY = "nightly"
+    WEBHOOK = "webhook"
+    SCHEDULED = "scheduled"
+
+
+class Disaggregation(StrEnum):
+    """The engine's part where prompts are computed and answered by different engines."""
+
+    NONE = "none"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class GpuShare(Section, frozen=True, kw_only=True):
+    """A part of one device: `share` of a GPU, or `slices` of the seven compute slices for a MIG instance."""
+
+    uuid: Name
+    share: Annotated[Decimal, units.GPU_SHARE] | None = None
+    slices: Annotated[int, units.SLICES] | None = None
+
+    @property
+    def fraction(self) -> Fraction:
+        """How much of a whole GPU this is."""
+        if self.slices is not None:
+            return Fraction(self.slices, 7)
+        return Fraction(1) if self.share is None else Fraction(self.share)
+
+
+class Engine(Section, frozen=True, kw_only=True):
+    """One deployment of an inference engine: the unit of cost and scaling."""
+
+    name: Name = "default"
+    url: Url
+    kind: Kind = Kind.AUTO
+    models: tuple[Name, ...] = ()
+    tier: Name | None = None
+    workload: Workload = Workload.INTERACTIVE
+    min_replicas: Whole | None = None
+    ttft_target: Duration | None = None
+    max_output_tokens_per_second: Positive | None = None
+    gpus: GpuCount | tuple[Name | GpuShare, ...] = Fraction(1)
+    disaggregation: Disaggregation = Disaggregation.NONE
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    timeout: Duration | None = None
+
+    @property
+    def gpus_charged(self) -> Fraction:
+        """GPUs this engine pays for, as the config says; never what a driver happens to see."""
+        if isinstance(self.gpus, Fraction):
+            return self.gpus
+        return sum((Fraction(1) if isinstance(gpu, str) else gpu.fraction for gpu in self.gpus), Fraction(0))
+
+    @property
+    def ttft_target_seconds(self) -> float | None:
+        """The TTFT promised to users: 0.5 s where nothing is said and someone waits, else none."""
+        if self.ttft_target is None and self.workload is Workload.INTERACTIVE:
+            return 0.5
+        return self.ttft_target
+
+
+class Gpu(Section, frozen=True, kw_only=True):
+    """Where GPU facts come from; `name` prices by product name where no driver is visible."""
+
+    source: Annotated[str, units.NAME] = "auto"
+    dcgm_url: Url | None = None
+    select: Name | tuple[Name, ...] = "own"
+    name: Name | None = None
+
+
+class InstancePrice(Section, frozen=True, kw_only=True):
+    """A machine rented as a whole: its price is divided by its GPUs."""
+
+    usd_per_hour: Money
+    gpus: WholePositive
+
+
+class DatedPrice(Section, frozen=True, kw_only=True):
+    """A price in force from an instant on."""
+
+    from_: UnixNanoseconds = msgspec.field(name="from")
+    usd_per_hour: Money | None = None
+    by_name: dict[Name, Money] | None = None
+    instance: InstancePrice | None = None
+
+
+class GpuPrice(Section, frozen=True, kw_only=True):
+    """What a GPU costs: exactly one form, and a timeline of later forms."""
+
+    usd_per_hour: Money | None = None
+    by_name: dict[Name, Money] | None = None
+    instance: InstancePrice | None = None
+    timeline: tuple[DatedPrice, ...] = ()
+
+
+class StoragePrice(Section, frozen=True, kw_only=True):
+    """Model weights at rest: all engines of this exporter together, GB = 10^9 bytes, by calendar month in UTC."""
+
+    weights_gb: Amount
+    usd_per_gb_month: Money
+
+
+class NetworkPrice(Section, frozen=True, kw_only=True):
+    """Bytes sent; GB = 10^9 bytes."""
+
+    usd_per_gb: Money
+    billable_ratio: Ratio = Decimal(1)
+
+
+class OtherPrice(Section, frozen=True, kw_only=True):
+    """Anything else that is paid by the hour; without an engine all engines share it equally."""
+
+    name: Name
+    usd_per_hour: Money
+    engine: Name | None = None
+
+
+class ApiModel(Section, frozen=True, kw_only=True):
+    """A model behind an API with a price of its own."""
+
+    model: Name
+    provider: Name | None = None
+    input_usd_per_million: Money
+    output_usd_per_million: Money
+    cached_input_usd_per_million: Money | None = None
+
+
+class ApiReference(Section, frozen=True, kw_only=True):
+    """A model of the API price list."""
+
+    provider: Name
+    model: Name
+
+
+class ApiPrices(Section, frozen=True, kw_only=True):
+    """API list prices: what self-hosting is compared with, and models with prices of their own."""
+
+    compare_with: ApiReference | None = None
+    models: tuple[ApiModel, ...] = ()
+
+
+class Prices(Section, frozen=True, kw_only=True):
+    """Everything that costs money; the only part of the config without a default."""
+
+    gpu: GpuPrice | None = None
+    storage: StoragePrice | None = None
+    network: NetworkPrice | None = None
+    other: tuple[OtherPrice, ...] = ()
+    api: ApiPrices = ApiPrices()
+
+
+class CapMode(StrEnum):
+    """What happens at the limit."""
+
+    OFF = "off"
+    SHADOW = "shadow"
+    ENFORCE = "enforce"
+
+
+class OnUnknown(StrEnum):
+    """The answer where the spend is not known."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Cap(Section, frozen=True, kw_only=True):
+    """What a gateway that asks is told."""
+
+    mode: CapMode = CapMode.SHADOW
+    deny_status: Annotated[int, units.WHOLE_POSITIVE] = 402
+    max_age: Duration = 120.0
+    on_unknown: OnUnknown = OnUnknown.ALLOW
+    exempt_features: tuple[Name, ...] = ()
+
+
+class Match(Section, frozen=True, kw_only=True):
+    """Which spend a budget holds: each key given must be equal."""
+
+    category: Name | None = None
+    engine: Name | None = None
+    model: Name | None = None
+    tier: Name | None = None
+    feature: Name | None = None
+    team: Name | None = None
+
+
+class Budget(Section, frozen=True, kw_only=True):
+    """A limit on spend by calendar day and month of a time zone."""
+
+    name: Name
+    daily_usd: Limit | None = None
+    monthly_usd: Limit | None = None
+    timezone: Name = "UTC"
+    warn_ratio: Ratio | tuple[Ratio, ...] = Decimal("0.8")
+    hard_cap: Flag = False
+    cap: Cap = Cap()
+    match: Match = Match()
+
+
+class Features(Section, frozen=True, kw_only=True):
+    """Features that applications name in their usage events."""
+
+    known: tuple[Name, ...] = ()
+    value_ratio: dict[Name, Ratio] = msgspec.field(default_factory=dict)
+
+
+class CascadeSource(StrEnum):
+    """Where a cascade is counted."""
+
+    EVENTS = "events"
+    ENGINES = "engines"
+
+
+class Cascade(Section, frozen=True, kw_only=True):
+    """Tiers that are tried in order."""
+
+    name: Name
+    tiers: tuple[Name, ...]
+    source: CascadeSource = CascadeSource.EVENTS
+
+
+class Edges(Section, frozen=True, kw_only=True):
+    """Scale up above `up`, down below `down`."""
+
+    up: Positive
+    down: Amount
+
+
+class Scaling(Section, frozen=True, kw_only=True):
+    """Thresholds of the scaling signals: waiting requests, a ratio of time, multiples of the TTFT target."""
+
+    queue_depth: Edges = Edges(up=Decimal(10), down=Decimal(2))
+    gpu_utilization: Edges = Edges(up=Decimal("0.8"), down=Decimal("0.2"))
+    ttft: Edges = Edges(up=Decimal(2), down=Decimal("0.5"))
+
+
+class EscalationThresholds(Section, frozen=True, kw_only=True):
+    """Escalation rates that warn and page."""
+
+    warning: Ratio = Decimal("0.3")
+    critical: Ratio = Decimal("0.4")
+
+
+class Alerts(Section, frozen=True, kw_only=True):
+    """Thresholds that the alert rules read from the page."""
+
+    escalation_ratio: EscalationThresholds = EscalationThresholds()
+    idle_usd_per_hour: Money = Decimal(5)
+
+
+class TokenFile(Section, frozen=True, kw_only=True):
+    """A bearer token in a file, optionally bound to one team."""
+
+    file: Path
+    team: Name | None = None
+
+
+class Usage(Section, frozen=True, kw_only=True):
+    """How usage events are settled, and who may post them."""
+
+    settle: Duration = 300.0
+    tokens: tuple[TokenFile, ...] = ()
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """Sizes beyond which input is refused or grouped."""
+
+    attribution_series: WholePositive = 2000
+    name_length: WholePositive = 128
+    body_bytes: Size = 2**20
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """One file, or the flags of `serve` without one."""
+
+    role: Role = Role.LONE
+    hub_url: Url | None = None
+    interval: Duration = 5.0
+    max_gap: Duration = 21600.0
+    min_tokens: WholePositive = 1000
+    engines: tuple[Engine, ...]
+    gpu: Gpu = Gpu()
+    prices: Prices = Prices()
+    budgets: tuple[Budget, ...] = ()
+    features: Features = Features()
+    cascades: tuple[Cascade, ...] = ()
+    scaling: Scaling = Scaling()
+    alerts: Alerts = Alerts()
+    usage: Usage = Usage()
+    limits: Limits = Limits()
+
+
+def fields(section: type[Section]) -> dict[str, msgspec.structs.FieldInfo]:
+    """Return the fields of a section by the key that the file uses."""
+    return {field.encode_name: field for field in msgspec.structs.fields(section)}
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> Any:
+    """Return a field's default; only for a field that is not required."""
+    factory = field.default_factory
+    return field.default if factory is msgspec.NODEFAULT else factory()

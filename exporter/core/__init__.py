@@ -1,0 +1,1 @@
+"""What the exporter knows how to compute. Nothing here reads, waits or asks for the time."""

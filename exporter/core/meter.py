@@ -1,0 +1,238 @@
+"""The meter of one engine: each beat's interval and reading become entries for the books.
+
+Time is charged whether or not the engine answers. What an interval bought is known only at the next reading, so an
+interval with a failed read stays pending until then, at most three beats.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from exporter.config.model import Engine
+from exporter.core.counters import Baselines, Movement, added
+from exporter.core.money import NANO, Account, Category, Entry, Kind, cost
+from exporter.core.prices import HourlyPrice, Interval, pieces
+from exporter.core.readings import Buckets, Counted, EngineReading, Failure
+from exporter.core.windows import MINUTE, History, quantile
+
+PENDING_BEATS: Final = 3
+UNKNOWN_MODEL: Final = "unknown"
+SEVERAL_MODELS: Final = "several"
+ABANDONED: Final = "abandoned"
+_COMPUTE: Final = tuple(category for category in Category if category.startswith("compute_"))
+_TOKENS: Final = {
+    Counted.PROMPT_TOKENS: Kind.PROMPT_TOKENS,
+    Counted.CACHED_PROMPT_TOKENS: Kind.CACHED_PROMPT_TOKENS,
+    Counted.OUTPUT_TOKENS: Kind.OUTPUT_TOKENS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the config says about one engine during one beat; `gpu` names the kind of GPU in labels."""
+
+    engine: Engine
+    gpu: str
+    gpu_prices: tuple[HourlyPrice, ...]
+    away_ns: int  # an interval longer than this means that we, not the engine, were away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart:
+    """A process start to its first answer, both in Unix seconds; `began` is None where the engine does not say."""
+
+    began: float | None
+    answered: float
+
+    @property
+    def seconds(self) -> float | None:
+        """How long users would have waited."""
+        return None if self.began is None else max(self.answered - self.began, 0.0)
+
+
+class EngineMeter:
+    """Follows one engine from beat to beat."""
+
+    def __init__(self, terms: Terms, watched_since: float) -> None:
+        """Begin to watch at Unix time `watched_since`: an engine that started before it is not new."""
+        self.reading: EngineReading | None = None  # the last beat's; None when it failed
+        self.model = terms.engine.models[0] if terms.engine.models else UNKNOWN_MODEL
+        self.last_cold_start: ColdStart | None = None
+        self.ttft: dict[str, Buckets] = {}
+        self.answered = False
+        self._failed_before_first = False
+        self._ran = False
+        self._baselines = Baselines(watched_since)
+        self._pending: list[Interval] = []
+        self._ttft_history: History[dict[str, Buckets]] = History(fine=6 * MINUTE, keep=6 * MINUTE)
+        self._given_up = 0  # the most replies that no finished request explained, in this life of the engine
+
+    def beat(self, terms: Terms, interval: Interval | None, outcome: EngineReading | Failure, at: float) -> list[Entry]:
+        """Return what one beat books.
+
+        Args:
+            terms: the config in force.
+            interval: the time since the last beat; None at the first.
+            outcome: what the engine answered.
+            at: Unix time of the answer in seconds.
+        """
+        if isinstance(outcome, Failure):
+            self.reading = None
+            self._failed_before_first |= not self.answered
+            return list(self._without_reading(terms, interval, outcome))
+        return self._with_reading(terms, interval, outcome, at)
+
+    def ttft_quantile(self, q: float, now: int, window: int) -> float | None:
+        """Return the TTFT quantile (seconds) over a window, both in monotonic nanoseconds; None without requests."""
+        if self.reading is None or not len(self._ttft_history):
+            return None
+        _, then = self._ttft_history.before(now - window)
+        moved: Buckets | None = None
+        for model, buckets in self.ttft.items():
+            before = then.get(model)
+            counts = buckets.counts
+            if before is not None and before.bounds == buckets.bounds:
+                counts = tuple(new - old for new, old in zip(counts, before.counts, strict=True))
+            moved = added(moved, Buckets(buckets.bounds, counts, 0.0))
+        return quantile(q, moved.bounds, moved.counts) if moved else None
+
+    def remember(self, now: int) -> None:
+        """Keep this beat's TTFT for the windows to come (monotonic nanoseconds)."""
+        self._ttft_history.append(now, dict(self.ttft))
+
+    def _without_reading(self, terms: Terms, interval: Interval | None, failure: Failure) -> Iterator[Entry]:
+        if not self.answered:
+            yield Entry(spend_account(Category.COMPUTE_LOADING, terms.engine, self.model), 0, 0)
+            yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
+        if interval is None:
+            return
+        if not self.answered or failure.loading:
+            yield from self.settle(terms)
+            yield from self._compute(terms, Category.COMPUTE_LOADING, interval)
+            return
+        self._pending.append(interval)
+        if len(self._pending) > PENDING_BEATS:
+            yield from self._compute(terms, Category.COMPUTE_DOWN, self._pending.pop(0))
+
+    def settle(self, terms: Terms) -> Iterator[Entry]:
+        """Book what is pending as down: no reading will come that could say more."""
+        while self._pending:
+            yield from self._compute(terms, Category.COMPUTE_DOWN, self._pending.pop(0))
+
+    def _with_reading(self, terms: Terms, interval: Interval | None, reading: EngineReading, at: float) -> list[Entry]:
+        movement = self._baselines.advance(reading, at)
+        model = _model_of(reading, terms)
+        entries = list(self._opened(terms, reading, model)) if model != self.model or not self.answered else []
+        waited, self._pending = [*self._pending, *([interval] if interval else [])], []
+        for stretch in waited:
+            for category, part in self._bought(terms, stretch, reading, movement):
+                entries += self._compute(terms, category, part)
+        self.model = model
+        entries += self._counted(terms, movement)
+        entries += self._hung_up(terms, reading, movement)
+        entries += self._cold_start(terms, reading, movement, at)
+        self.reading, self.answered = reading, True
+        self._ran = _running(reading)
+        return entries
+
+    def _bought(
+        self, terms: Terms, stretch: Interval, reading: EngineReading, movement: Movement
+    ) -> Iterator[tuple[Category, Interval]]:
+        """Say what an interval before a reading bought."""
+        if not self.answered:
+            yield Category.COMPUTE_LOADING, stretch
+        elif movement.restarted:
+            before, after = stretch.split(round(movement.started * NANO) if movement.started else stretch.end)
+            away = stretch.duration_ns > terms.away_ns
+            yield (Category.COMPUTE_UNOBSERVED if away else Category.COMPUTE_DOWN), before
+            yield Category.COMPUTE_LOADING, after
+        elif stretch.duration_ns > terms.away_ns:
+            yield Category.COMPUTE_UNOBSERVED, stretch
+        else:
+            busy = _worked(movement) or self._ran or _running(reading)
+            yield (Category.COMPUTE_BUSY if busy else Category.COMPUTE_IDLE), stretch
+
+    def _compute(self, terms: Terms, category: Category, interval: Interval) -> Iterator[Entry]:
+        gpus = terms.engine.gpus_charged
+        if not gpus:
+            return
+        for piece in pieces(terms.gpu_prices, interval):
+            price = piece.price.nano_usd_per_hour
+            if price is None:
+                yield Entry(
+                    Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), gpus * piece.duration_ns, piece.start
+                )
+            else:
+                account = spend_account(category, terms.engine, self.model)
+                yield Entry(account, cost(piece.duration_ns, price * gpus), piece.start)
+
+    def _opened(self, terms: Terms, reading: EngineReading, model: str) -> Iterator[Entry]:
+        """Begin at 0 what is known from the first answer on, so that `increase()` sees the first step."""
+        for category in _COMPUTE if terms.engine.gpus_charged else ():
+            yield Entry(spend_account(category, terms.engine, model), 0, 0)
+            yield Entry(Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), 0, 0)
+        for kind in _TOKENS.values():
+            yield Entry(Account(kind, (terms.engine.name, model, terms.engine.tier or "")), 0, 0)
+        yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
+        if any(series.counted is Counted.HTTP_REQUESTS for series in reading.counters):
+            yield Entry(Account(Kind.REQUESTS, (terms.engine.name, model, ABANDONED)), 0, 0)
+
+    def _counted(self, terms: Terms, movement: Movement) -> Iterator[Entry]:
+        name, tier = terms.engine.name, terms.engine.tier or ""
+        for series, moved in movement.counters.items():
+            model = series.model or self.model
+            if series.counted in _TOKENS:
+                yield Entry(Account(_TOKENS[series.counted], (name, model, tier)), moved, 0)
+            elif series.counted is Counted.REQUESTS:
+                yield Entry(Account(Kind.REQUESTS, (name, model, series.outcome)), moved, 0)
+        for histogram, buckets in movement.ttft.items():
+            model = histogram.model or self.model
+            self.ttft[model] = added(self.ttft.get(model), buckets)
+
+    def _hung_up(self, terms: Terms, reading: EngineReading, movement: Movement) -> Iterator[Entry]:
+        """Count requests whose client hung up: replies that the HTTP layer counted and no finished request explains.
+
+        A request is finished before its reply is counted, so only a new high of the difference is a hang-up. Asking
+        for several answers at once (`n`) hides hang-ups, never invents them.
+        """
+        sides = {Counted.HTTP_REQUESTS: 1, Counted.REQUESTS: -1}
+        if not any(series.counted is Counted.HTTP_REQUESTS for series in reading.counters):
+            return
+        unexplained = sum(value * sides.get(series.counted, 0) for series, value in reading.counters.items())
+        if movement.restarted or movement.started is not None:
+            self._given_up = 0
+        elif not self.answered:
+            self._given_up = max(unexplained, 0)
+        if unexplained > self._given_up:
+            account = Account(Kind.REQUESTS, (terms.engine.name, self.model, ABANDONED))
+            yield Entry(account, unexplained - self._given_up, 0)
+            self._given_up = unexplained
+
+    def _cold_start(self, terms: Terms, reading: EngineReading, movement: Movement, at: float) -> Iterator[Entry]:
+        worked_before = any(value for series, value in reading.counters.items() if series.counted in _TOKENS)
+        came_up = not self.answered and self._failed_before_first and not worked_before
+        if movement.restarted or movement.started is not None or came_up:
+            self.last_cold_start = ColdStart(began=movement.started or reading.start_time, answered=at)
+            yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 1, 0)
+
+
+def spend_account(category: Category, engine: Engine, model: str) -> Account:
+    """Return the account of the bill for one category of an engine."""
+    return Account(Kind.SPEND, (category, engine.name, model, engine.tier or ""))
+
+
+def _model_of(reading: EngineReading, terms: Terms) -> str:
+    names = [name for name in reading.models if name]
+    if len(names) > 1:
+        return SEVERAL_MODELS
+    if names:
+        return names[0]
+    return terms.engine.models[0] if terms.engine.models else UNKNOWN_MODEL
+
+
+def _worked(movement: Movement) -> bool:
+    return any(moved for series, moved in movement.counters.items() if series.counted in _TOKENS)
+
+
+def _running(reading: EngineReading) -> bool:
+    return any(gauges.running for gauges in reading.models.values())

@@ -1,0 +1,86 @@
+"""The state of the exporter after one beat: everything that the page, the landing page and scripts show."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from exporter.core.money import Kind
+from exporter.core.readings import Buckets, ModelGauges
+from exporter.core.scaling import Signal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowView:
+    """An engine's economy in one window; None where it is not known."""
+
+    usd_per_million_output_tokens: float | None
+    usd_per_million_total_tokens: float | None
+    load_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineView:
+    """One engine as its last beat left it; None where it is not known."""
+
+    name: str
+    model: str
+    tier: str
+    workload: str
+    kind: str | None
+    state: str  # loading, up or down
+    gpus: float
+    gpu: str
+    gpu_price_usd_per_hour: float | None
+    gpu_price_source: str
+    spend_usd_per_hour: float | None
+    underused_spend_usd_per_hour: float | None
+    windows: Mapping[str, WindowView]
+    models: Mapping[str, ModelGauges]
+    ttft: Mapping[str, Buckets]
+    ttft_p95_seconds: Mapping[str, float | None]
+    ttft_target_seconds: float | None
+    signals: tuple[Signal, ...]
+    min_replicas: int
+    cold_start_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceView:
+    """One source: its last read, and how often it failed for which reason; times are Unix seconds."""
+
+    source: str
+    target: str
+    up: bool
+    last_success: float | None
+    read_seconds: float
+    interval_seconds: float
+    errors: Mapping[str, int]
+    problem: str | None  # the last failure in words, None while it is up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigView:
+    """How the last load of the config went."""
+
+    successful: bool
+    last_success: float | None
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything after one beat.
+
+    `totals` holds the integer counters by kind and labels (nano-dollars, nanoseconds, counts).
+    """
+
+    at: float
+    version: str
+    role: str
+    interval_seconds: float
+    accounting_start: float | None
+    hub_url: str | None = None
+    config: ConfigView
+    engines: tuple[EngineView, ...] = ()
+    sources: tuple[SourceView, ...] = ()
+    totals: Mapping[Kind, Mapping[tuple[str, ...], int]] = field(default_factory=dict)

@@ -1,0 +1,62 @@
+"""An inference engine's metrics page over HTTP, as a reading."""
+
+from typing import Final
+
+import aiohttp
+
+from exporter.config.model import Engine
+from exporter.core.readings import EngineReading
+from exporter.sources.dialects import Dialect, UnknownPageError, recognise, translate, wanted_names
+from exporter.sources.exposition import ExpositionError, Page
+from exporter.sources.http import Request, SourceError, get, metrics_url
+
+_DEADLINE_SHARE: Final = 0.9  # of the beat, so that a slow engine never delays the next one
+
+
+class EngineSource:
+    """Reads one engine."""
+
+    source = "engine"
+
+    def __init__(self, engine: Engine, interval_seconds: float, session: aiohttp.ClientSession) -> None:
+        self.target = engine.name
+        self.engine = engine
+        self._session = session
+        self._request = Request(
+            url=metrics_url(engine.url),
+            timeout_seconds=engine.timeout or interval_seconds * _DEADLINE_SHARE,
+            token_file=engine.token_file,
+            ca_file=engine.ca_file,
+        )
+        self._learned: tuple[Dialect, Page] | None = None
+
+    async def read(self) -> EngineReading:
+        """Read the engine's page once.
+
+        Raises:
+            SourceError: there is no reading this time, and why.
+        """
+        response = await get(self._session, self._request)
+        try:
+            text = response.body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError("not_text", f"the page is not UTF-8 text (byte {error.start})") from error
+        return self._understood(text)
+
+    def _understood(self, text: str) -> EngineReading:
+        learned = self._learned
+        if learned is None or learned[0].sign not in text:
+            learned = self._learned = self._learn(text)
+        dialect, page = learned
+        try:
+            return translate(dialect, page.read(text), self.engine.disaggregation)
+        except ExpositionError as error:
+            raise SourceError("malformed", str(error)) from error
+
+    def _learn(self, text: str) -> tuple[Dialect, Page]:
+        self._learned = None
+        try:
+            dialect = recognise(text, self.engine.kind)
+        except UnknownPageError as error:
+            raise SourceError("not_an_engine", str(error)) from error
+        return dialect, Page(wanted_names(dialect).__contains__)

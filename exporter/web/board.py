@@ -1,0 +1,49 @@
+"""The board: the one place where the latest snapshot hangs, with its page."""
+
+from collections.abc import Callable
+from typing import Final
+
+from exporter.clock import Clock
+from exporter.core.snapshot import Snapshot
+from exporter.metrics import ROWS
+from exporter.page import Page, PageWriter
+
+_MISSED_BEATS: Final = 3
+_DEAD_SECONDS: Final = 60.0
+
+
+class Board:
+    """Holds what was published last. A request reads it whole: no I/O, no lock, no half-updated numbers."""
+
+    def __init__(self, clock: Clock, first: Snapshot, own: Callable[[], bytes]) -> None:
+        """Begin with a snapshot that no beat has made; `own` writes the exporter's own instrumentation."""
+        self._clock, self._own = clock, own
+        self._writer = PageWriter(ROWS)
+        self._beats = False
+        self.snapshot = first
+        self._page = self._writer.write(first, own())
+        self._old_page: Page | None = None
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Replace the snapshot; one that holds engines is a beat's."""
+        self._beats = bool(snapshot.engines)
+        self.snapshot = snapshot
+        self._page = self._writer.write(snapshot, self._own())
+        self._old_page = None
+
+    def page(self) -> Page:
+        """Return the page; after three missed beats only its counters and health families."""
+        if not self._beats or self._age_seconds() <= _MISSED_BEATS * self.snapshot.interval_seconds:
+            return self._page
+        if self._old_page is None:
+            self._old_page = self._writer.write(self.snapshot, self._own(), only_staying=True)
+        return self._old_page
+
+    def is_alive(self) -> bool:
+        """Tell whether the beat has shown life in the last minute, or has never had to."""
+        return not self._beats or self._age_seconds() <= max(
+            _DEAD_SECONDS, _MISSED_BEATS * self.snapshot.interval_seconds
+        )
+
+    def _age_seconds(self) -> float:
+        return self._clock.now().unix_seconds - self.snapshot.at

@@ -1,0 +1,95 @@
+"""The landing page: what this exporter is, how it is doing, where to go."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Final
+
+from exporter.core.snapshot import EngineView, Snapshot, SourceView
+
+_STYLE: Final = """
+:root{color-scheme:light dark}
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
+th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #8884}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.problem{border-left:4px solid #c33;padding-left:.8rem;white-space:pre-wrap}
+.scroll{overflow-x:auto}
+"""
+_LINKS: Final = (
+    ("/metrics", "metrics"),
+    ("/v1/snapshot", "snapshot (JSON)"),
+    ("/-/healthy", "healthy"),
+    ("/-/ready", "ready"),
+)
+
+
+def render(snapshot: Snapshot) -> str:
+    """Return the page as HTML; it loads nothing and runs nothing."""
+    links = " · ".join(f'<a href="{path}">{name}</a>' for path, name in _LINKS)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>llm-cost-exporter</title><style>{_STYLE}</style></head><body><h1>llm-cost-exporter</h1>"
+        f"<p>Version {escape(snapshot.version)}, role {escape(snapshot.role)}. {links}</p>"
+        f"{_problems(snapshot)}{_engines(snapshot.engines)}{_sources(snapshot.sources)}</body></html>"
+    )
+
+
+def _problems(snapshot: Snapshot) -> str:
+    config = snapshot.config
+    parts = []
+    if not config.successful:
+        rest = (
+            "The last good config stays in force." if config.last_success else "Nothing is metered until it is mended."
+        )
+        parts.append(f"<h2>Config</h2><p>The config cannot be used. {rest}</p>{_lines(config.problems)}")
+    if config.warnings:
+        parts.append(_lines(config.warnings))
+    return "".join(parts)
+
+
+def _lines(lines: Iterable[str]) -> str:
+    text = "\n".join(lines)
+    return f'<p class="problem">{escape(text)}</p>'
+
+
+def _engines(engines: Iterable[EngineView]) -> str:
+    head = ("engine", "state", "model", "USD/h", "USD per 1M output tokens (5m)", "waiting", "TTFT p95 (5m)")
+    rows = [
+        (
+            engine.name,
+            engine.state,
+            engine.model,
+            _number(engine.spend_usd_per_hour),
+            _number(engine.windows["5m"].usd_per_million_output_tokens),
+            _number(_waiting(engine)),
+            _number(engine.ttft_p95_seconds["5m"], " s"),
+        )
+        for engine in engines
+    ]
+    return _table("Engines", head, rows, numbers_from=3)
+
+
+def _waiting(engine: EngineView) -> float | None:
+    return next((signal.value for signal in engine.signals if signal.name == "queue_depth"), None)
+
+
+def _sources(sources: Iterable[SourceView]) -> str:
+    rows = [(source.source, source.target, "up" if source.up else "down", source.problem or "") for source in sources]
+    return _table("Sources", ("source", "target", "state", "problem"), rows, numbers_from=9)
+
+
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers_from: int) -> str:
+    def cells(tag: str, row: tuple[str, ...]) -> str:
+        styles = (' class="n"' if index >= numbers_from else "" for index in range(len(row)))
+        return "".join(f"<{tag}{style}>{escape(cell)}</{tag}>" for style, cell in zip(styles, row, strict=True))
+
+    if not rows:
+        return ""
+    header = f"<tr>{cells('th', head)}</tr>"
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<h2>{title}</h2><div class="scroll"><table><thead>{header}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return "-" if value is None else f"{value:.4g}{unit}"

@@ -1,0 +1,124 @@
+"""Routes, and who may take them."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from exporter.config.web import WebConfig
+from exporter.page import CONTENT_TYPE
+from exporter.web import landing, snapshot_json
+from exporter.web.auth import BasicAuth
+from exporter.web.board import Board
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_LARGEST_BODY_BYTES: Final = 2**20
+_OPEN: Final = ("/-/healthy", "/-/ready")  # a kubelet has no password, and they tell nothing
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+}
+
+
+@dataclass(slots=True)
+class Guard:
+    """Who may ask. While `broken`, the web config cannot be used, and only the health routes answer."""
+
+    config: WebConfig = field(default_factory=WebConfig)
+    auth: BasicAuth | None = None
+    broken: bool = False
+
+    def adopt(self, config: WebConfig) -> None:
+        """Put another web config in force."""
+        self.config, self.broken = config, False
+        self.auth = BasicAuth(config.basic_auth_users) if config.basic_auth_users else None
+
+
+def make_app(board: Board, guard: Guard, reload: Callable[[], Awaitable[list[str]]]) -> web.Application:
+    """Make the application; `reload` returns why the config could not be reloaded, nothing when it was."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        page = board.page()
+        headers = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding"}
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            return web.Response(body=page.compressed, headers={**headers, "Content-Encoding": "gzip"})
+        return web.Response(body=page.body, headers=headers)
+
+    async def healthy(_: web.Request) -> web.Response:
+        return (
+            web.Response(text="healthy\n")
+            if board.is_alive()
+            else web.Response(status=503, text="the beat has stopped\n")
+        )
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(text="ready\n")
+
+    async def reloaded(_: web.Request) -> web.Response:
+        problems = await reload()
+        return (
+            web.Response(status=500, text="\n".join(problems) + "\n") if problems else web.Response(text="reloaded\n")
+        )
+
+    async def snapshot(_: web.Request) -> web.Response:
+        return web.Response(body=snapshot_json.encode(board.snapshot), content_type="application/json")
+
+    async def home(_: web.Request) -> web.Response:
+        return web.Response(text=landing.render(board.snapshot), content_type="text/html")
+
+    app = web.Application(middlewares=[_guarded(guard)], client_max_size=_LARGEST_BODY_BYTES)
+    app.add_routes(
+        [
+            web.get("/", home),
+            web.get("/metrics", metrics),
+            web.get("/-/healthy", healthy),
+            web.get("/-/ready", ready),
+            web.post("/-/reload", reloaded),
+            web.put("/-/reload", reloaded),
+            web.get("/v1/snapshot", snapshot),
+            web.post("/v1/usage", _elsewhere(board)),
+        ]
+    )
+    return app
+
+
+def _elsewhere(board: Board) -> Handler:
+    """Usage events belong to the hub of a fleet; a sidecar says so, a lone exporter does not read them yet."""
+
+    async def answer(_: web.Request) -> web.Response:
+        hub = board.snapshot.hub_url
+        if board.snapshot.role != "sidecar":
+            return web.json_response({"error": "this version does not read usage events"}, status=501)
+        where = (
+            f"post usage to the hub: {hub}/v1/usage" if hub else "post usage to the hub (set hub_url to name it here)"
+        )
+        return web.json_response({"error": f"a sidecar takes no usage events; {where}"}, status=421)
+
+    return answer
+
+
+def _guarded(guard: Guard) -> Middleware:
+    async def refusal(request: web.Request) -> web.Response | None:
+        if request.path in _OPEN:
+            return None
+        if guard.broken:
+            return web.Response(status=503, text="the web config cannot be used; see the log\n")
+        if guard.auth is not None and not await guard.auth.allows(request.headers.get("Authorization")):
+            return web.Response(status=401, text="unauthorized\n", headers={"WWW-Authenticate": "Basic"})
+        return None
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers = {**_HEADERS, **guard.config.http_server_config.headers}
+        try:
+            response = await refusal(request) or await handler(request)
+        except web.HTTPException as error:
+            error.headers.update(headers)
+            raise
+        response.headers.update(headers)
+        return response
+
+    return check
