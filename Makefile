@@ -4,9 +4,9 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 STAMP := $(VENV)/.synced
 RECORDING := tests/fixtures/recordings/vllm-0.32.0.jsonl.xz
-LISTEN ?= :9409
-ENGINE ?=
+REPLAY := 127.0.0.1:9410
 GPU_USD_PER_HOUR ?= 0.80
+SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-real check golden docs format lint types layers rules audit bench soak clean
@@ -24,7 +24,14 @@ $(STAMP): pyproject.toml uv.lock
 	@touch $@
 
 run: setup  ## the exporter on :9409 beside a replayed vLLM; ENGINE=http://host:8000 for a real one
-	@$(BIN)/python examples/run.py --listen=$(LISTEN) --recording=$(RECORDING) --engine=$(ENGINE) --gpu-usd-per-hour=$(GPU_USD_PER_HOUR)
+ifdef ENGINE
+	@$(BIN)/llm-cost-exporter serve --engine.url=$(ENGINE) --gpu.usd-per-hour=$(GPU_USD_PER_HOUR) $(SERVE_FLAGS)
+else
+	@echo "Replaying a recorded vLLM on http://$(REPLAY) - the exporter answers on http://127.0.0.1:9409/metrics - Ctrl-C ends both"
+	@$(BIN)/llm-cost-exporter replay $(RECORDING) --listen-address=$(REPLAY) --skip=155s & replay=$$!; \
+	trap 'kill $$replay 2>/dev/null' EXIT; trap : INT TERM; \
+	$(BIN)/llm-cost-exporter serve --engine.url=http://$(REPLAY) --engine.name=replayed --gpu.usd-per-hour=$(GPU_USD_PER_HOUR) $(SERVE_FLAGS)
+endif
 
 test: setup  ## all tests that need nothing but this machine
 	@$(BIN)/python -m pytest -q

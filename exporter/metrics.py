@@ -211,7 +211,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row(
         "engine_load_ratio",
         Type.GAUGE,
-        "Output tokens per second over a window ÷ the best five minutes of the last seven days, or configured capacity.",
+        "Output tokens per second over a window ÷ the best five minutes of seven days, or the configured capacity.",
         ("engine", "window"),
         Fleet.NONE,
         _load,
@@ -257,7 +257,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _counter(
         "requests_total",
         Kind.REQUESTS,
-        "Finished requests by the engine's own reason; abandoned: the client hung up first (where that can be computed).",
+        "Finished requests by the engine's own reason; abandoned: the client hung up (where that can be computed).",
     ),
     _model("requests_running", "Requests that the engine is working on.", "running", Fleet.SUM),
     _model("requests_waiting", "Requests that wait in the engine's queue: the queue depth.", "waiting", Fleet.SUM),

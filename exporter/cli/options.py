@@ -1,5 +1,6 @@
 """Flags that several commands share, and what they mean together."""
 
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -33,6 +34,19 @@ class ScalarType(click.ParamType[Any]):
         except ValueError:
             found = "something else" if self._scalar.secret else repr(value)
             return self.fail(f"expected {self._scalar.expected}, found {found}", param, ctx)
+
+
+class Address(click.ParamType[tuple[str | None, int]]):
+    """Where to listen: an optional host and a port."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
+        """Parse the text, or end with one line that says what was expected."""
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d{1,5})", str(value))
+        if not match or int(match[2]) > 65535:  # noqa: PLR2004 - the highest port
+            return self.fail(f"expected an address like :9409 or 127.0.0.1:9409, found {str(value)!r}", param, ctx)
+        return match[1].strip("[]") or None, int(match[2])
 
 
 DURATION = ScalarType(units.DURATION, "duration")

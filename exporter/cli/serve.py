@@ -1,25 +1,14 @@
 """`serve`: the exporter itself."""
 
 import asyncio
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from exporter.app import App, OnFatal, Options, UnusableError
-from exporter.cli.options import config_of_flags, engine_flags, fail, logging_flags
+from exporter.cli.options import Address, config_of_flags, engine_flags, fail, logging_flags
 from exporter.logs import set_up
-
-
-class _Address(click.ParamType[tuple[str | None, int]]):
-    name = "address"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
-        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d{1,5})", str(value))
-        if not match or int(match[2]) > 65535:  # noqa: PLR2004 - the highest port
-            return self.fail(f"expected an address like :9409 or 127.0.0.1:9409, found {str(value)!r}", param, ctx)
-        return match[1].strip("[]") or None, int(match[2])
 
 
 @click.command()
@@ -27,7 +16,7 @@ class _Address(click.ParamType[tuple[str | None, int]]):
 @click.option(
     "--web.listen-address",
     "listen",
-    type=_Address(),
+    type=Address(),
     multiple=True,
     default=[":9409"],
     help="May be repeated.  [default: :9409]",

@@ -237,3 +237,21 @@ def _whole_histogram(counts: dict[float, int], total: float | None, name: str) -
     if bounds[-1] != math.inf or total is None or not math.isfinite(total):
         raise ExpositionError(f"{name}: expected a whole histogram, found one without its +Inf bucket or its sum")
     return Buckets(bounds, tuple(counts[bound] for bound in bounds), total)
+
+
+def resolved(dialect: Dialect, text: str) -> dict[str, str | None]:
+    """Say for each fact under which name a page has it, None where it does not."""
+    names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if line and line[0] != "#"}
+    alternatives: dict[str, Names] = {str(counted): found for counted, found in dialect.counters.items()}
+    alternatives |= {
+        "running": tuple((name,) for name in dialect.running),
+        "waiting": tuple((name,) for name in dialect.waiting),
+        "kv_cache_usage": tuple((name,) for name in dialect.kv_cache),
+        "ttft": tuple((f"{name}_bucket",) for name in dialect.ttft),
+        "start_time": ((dialect.start_time,),),
+    }
+    return {fact: _first_found(found, names) for fact, found in alternatives.items()}
+
+
+def _first_found(alternatives: Names, names: set[str]) -> str | None:
+    return next((" + ".join(some) for some in alternatives if names.intersection(some)), None)

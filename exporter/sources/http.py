@@ -1,6 +1,7 @@
 """One GET of a metrics page: a deadline, a size limit, redirects within the same server, a token from a file."""
 
 import asyncio
+import os
 import ssl
 from dataclasses import dataclass
 from functools import cache
@@ -157,4 +158,4 @@ def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or type(error).__name__
