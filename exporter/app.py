@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import ssl
 from collections.abc import Callable
@@ -76,8 +77,8 @@ class App:
         self._beat: Beat | None = None
         self._board = Board(self._clock, self._empty_snapshot(), own_instrumentation())
 
-    async def run(self, started: Callable[[int], None] = lambda _: None) -> None:
-        """Serve until SIGTERM or SIGINT; `started` is told each port once it answers.
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
 
         Raises:
             UnusableError: the config or an address cannot be used, and `on_fatal` is `exit`.
@@ -96,7 +97,10 @@ class App:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._listen(runner, started), name="listen"),
+                    *(
+                        group.create_task(self._listen(runner, *address), name="listen")
+                        for address in self._options.listen
+                    ),
                     group.create_task(self._beats(), name="beat"),
                     group.create_task(self._watch(), name="watch"),
                 ]
@@ -111,9 +115,9 @@ class App:
 
     async def reload(self) -> list[str]:
         """Load the config file again; returns its problems, nothing when it is in force with the next beat."""
-        if self._options.config_file is None:
-            return ["there is no --config.file: nothing to reload"]
         self._load_web()
+        if self._options.config_file is None:
+            return ["the config was made of flags: there is no file to reload"]
         problems = self._load()
         if self._beat is None:
             self._board.publish(self._empty_snapshot())
@@ -164,23 +168,22 @@ class App:
             raise UnusableError(problems, exit_code)
         self._board.publish(self._empty_snapshot())
 
-    async def _listen(self, runner: web.AppRunner, started: Callable[[int], None]) -> None:
-        for host, port in self._options.listen:
-            while True:
-                site = web.TCPSite(runner, host, port, ssl_context=self._tls)
-                try:
-                    await site.start()
-                    break
-                except OSError as error:
-                    await site.stop()
-                    text = f"cannot listen on {host or ''}:{port}: {error.strerror or error}"
-                    if self._options.on_fatal is OnFatal.EXIT:
-                        raise UnusableError([text], exit_code=1) from error
-                    log.error("%s; trying again", text)
-                    await asyncio.sleep(_RETRY_SECONDS)
-            log.info("listening on %s:%d%s", host or "", port, " with TLS" if self._tls else "")
-        for address in runner.addresses:
-            started(address[1])
+    async def _listen(self, runner: web.AppRunner, host: str | None, port: int) -> None:
+        while True:
+            site = web.TCPSite(runner, host, port, ssl_context=self._tls)
+            try:
+                await site.start()
+            except OSError as error:
+                await site.stop()
+                reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+                text = f"cannot listen on {host or ''}:{port}: {reason}"
+                if self._options.on_fatal is OnFatal.EXIT:
+                    raise UnusableError([text], exit_code=1) from error
+                log.error("%s; trying again", text)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                log.info("listening on %s:%d%s", host or "", port, " with TLS" if self._tls else "")
+                return
 
     async def _beats(self) -> None:
         await self._configured.wait()

@@ -8,11 +8,10 @@ from typing import Final
 
 from exporter.core.readings import Buckets
 from exporter.core.snapshot import Snapshot
-from exporter.metrics import PREFIX, Row, Sample, Type
+from exporter.metrics import PREFIX, Row, Type
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _GZIP_LEVEL: Final = 1
-_SPARE_HEADS: Final = 1000
 
 
 class Page:
@@ -28,41 +27,39 @@ class Page:
 
 
 class PageWriter:
-    """Writes pages of the same rows again and again."""
+    """Writes pages of the same rows again and again.
+
+    From one page to the next it is mostly the values that change. So the text around the values of a row is kept as
+    one format string, and is made anew only when the row's label sets are other ones.
+    """
 
     def __init__(self, rows: tuple[Row, ...]) -> None:
         self._rows = rows
-        self._heads: dict[str, dict[tuple[str, ...], str]] = {row.name: {} for row in rows}
+        self._formats: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {}
 
     def write(self, snapshot: Snapshot, own: bytes = b"", *, only_staying: bool = False) -> Page:
         """Write a page; `own` is the exporter's own instrumentation, `only_staying` leaves out what can grow old."""
-        parts: list[str] = []
-        for row in self._rows:
-            if row.stays or not only_staying:
-                lines = self._lines(row, row.samples(snapshot))
-                if lines:
-                    parts.append(f"# HELP {PREFIX}{row.name} {row.help}\n# TYPE {PREFIX}{row.name} {row.type}\n")
-                    parts += lines
-        return Page("".join(parts).encode() + own)
+        rows = (row for row in self._rows if row.stays or not only_staying)
+        return Page("".join(self._family(row, snapshot) for row in rows).encode() + own)
 
-    def _lines(self, row: Row, samples: Iterable[Sample]) -> list[str]:
+    def _family(self, row: Row, snapshot: Snapshot) -> str:
+        samples = list(row.samples(snapshot))
+        if not samples:
+            return ""
+        head = f"# HELP {PREFIX}{row.name} {row.help}\n# TYPE {PREFIX}{row.name} {row.type}\n"
         if row.type is Type.HISTOGRAM:
-            return [
+            return head + "".join(
                 line
                 for labels, buckets in samples
                 if isinstance(buckets, Buckets)
                 for line in self._histogram(row, labels, buckets)
-            ]
-        heads = self._heads[row.name]
-        lines: list[str] = []
-        for labels, value in samples:
-            head = heads.get(labels)
-            if head is None:
-                head = heads[labels] = _head(row.name, row.labels, labels)
-            lines.append(f"{head}{value!r}\n")
-        if len(heads) > 2 * len(lines) + _SPARE_HEADS:
-            heads.clear()
-        return lines
+            )
+        label_sets = tuple([labels for labels, _ in samples])
+        kept = self._formats.get(row.name)
+        if kept is None or kept[0] != label_sets:
+            lines = (_head(row.name, row.labels, labels).replace("%", "%%") + "%r\n" for labels in label_sets)
+            kept = self._formats[row.name] = (label_sets, "".join(lines))
+        return head + kept[1] % tuple([value for _, value in samples])
 
     def _histogram(self, row: Row, labels: tuple[str, ...], buckets: Buckets) -> Iterable[str]:
         for bound, count in zip(buckets.bounds, buckets.counts, strict=True):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from exporter.config import units
-from exporter.config.load import load
+from exporter.config.load import disagreements, load
 from exporter.config.model import Config, Engine, GpuPrice, Prices
 from exporter.config.nodes import ConfigError
 from exporter.logs import FORMATS, LEVELS
@@ -131,7 +131,11 @@ def config_of_flags(
         raise click.UsageError("expected --gpu.usd-per-hour=USD, the price of one GPU for an hour, found nothing")
     engine = Engine(name=engine_name or "default", url=engine_url, gpus=gpus)
     prices = Prices(gpu=GpuPrice(usd_per_hour=gpu_usd_per_hour)) if gpu_usd_per_hour is not None else Prices()
-    return Config(engines=(engine,), prices=prices, interval=interval or 5.0)
+    config = Config(engines=(engine,), prices=prices, interval=interval or 5.0)
+    problems = [f"--{path}: {text}" for path, text in disagreements(config)]
+    if problems:
+        raise click.UsageError("; ".join(problems))
+    return config
 
 
 def load_or_exit(config_file: Path) -> Config:

@@ -1,0 +1,99 @@
+"""Reading and writing pages, and a beat that does both."""
+
+import asyncio
+import json
+import lzma
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from prometheus_client.parser import text_string_to_metric_families
+
+from exporter.beat import Beat
+from exporter.books import Books
+from exporter.clock import SystemClock
+from exporter.config.model import Config, Disaggregation, Engine, GpuPrice, Prices
+from exporter.config.model import Kind as EngineKind
+from exporter.config.units import decimal
+from exporter.core.money import Kind
+from exporter.core.snapshot import ConfigView, Snapshot
+from exporter.metrics import ROWS
+from exporter.page import PageWriter
+from exporter.sources.dialects import recognise, translate, wanted_names
+from exporter.sources.exposition import Page
+from exporter.sources.http import new_session
+
+RECORDING = Path(__file__).parent.parent / "tests/fixtures/recordings/vllm-0.32.0.jsonl.xz"
+
+
+def _pages() -> list[str]:
+    with lzma.open(RECORDING, "rt") as file:
+        return [line["body"] for line in map(json.loads, file) if "body" in line]
+
+
+PAGES = _pages()
+SAME_SERIES = [page for page in PAGES if page.count("\n") == PAGES[40].count("\n")]
+VLLM_PAGE = SAME_SERIES[0]
+
+
+def reference_parse() -> None:
+    for family in text_string_to_metric_families(VLLM_PAGE):
+        for _ in family.samples:
+            pass
+
+
+def steady_reading() -> Callable[[], object]:
+    """Read pages of the same series with new values, one after the other, as a beat does: text to frozen reading."""
+    dialect = recognise(VLLM_PAGE, EngineKind.AUTO)
+    page = Page(wanted_names(dialect).__contains__)
+    pages = iter(SAME_SERIES * 100)
+    return lambda: translate(dialect, page.read(next(pages)), Disaggregation.NONE)
+
+
+def first_reading() -> object:
+    dialect = recognise(VLLM_PAGE, EngineKind.AUTO)
+    return translate(dialect, Page(wanted_names(dialect).__contains__).read(VLLM_PAGE), Disaggregation.NONE)
+
+
+def writing(series: int) -> Callable[[], object]:
+    """Write a page of so many series, each time with other values."""
+    writer = PageWriter(ROWS)
+    labels = [("compute_busy", f"engine-{number}", "model", "tier") for number in range(series)]
+    count = iter(range(10**9))
+
+    def run() -> object:
+        step = next(count)
+        totals = {Kind.SPEND: {label: 123_456_789 * step + number for number, label in enumerate(labels)}}
+        view = ConfigView(successful=True, last_success=0.0)
+        began = Snapshot(
+            at=0.0, version="0", role="lone", interval_seconds=5.0, accounting_start=0.0, config=view, totals=totals
+        )
+        return writer.write(began)
+
+    return run
+
+
+def beat_seconds() -> float:
+    async def run() -> float:
+        pages = iter(SAME_SERIES * 100)
+        app = web.Application()
+
+        async def handler(_: web.Request) -> web.Response:
+            return web.Response(text=next(pages), content_type="text/plain")
+
+        app.router.add_get("/metrics", handler)
+        writer, found = PageWriter(ROWS), []
+        async with TestServer(app) as server, new_session() as session:
+            engine = Engine(url=f"http://127.0.0.1:{server.port}")
+            config = Config(engines=(engine,), prices=Prices(gpu=GpuPrice(usd_per_hour=decimal("0.80"))))
+            beat = Beat(config, SystemClock(), Books(), session, writer.write)  # type: ignore[arg-type]
+            for _ in range(50):
+                began = perf_counter()
+                await beat.once()
+                found.append(perf_counter() - began)
+        return statistics.median(found)
+
+    return asyncio.run(run())
