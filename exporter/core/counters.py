@@ -66,7 +66,7 @@ class Baselines:
         process = self._known(reading)
         is_new = process is None
         process = process or _Process(reading.start_time)
-        counts_in_full = not is_new or self._began_while_watched(reading, last)
+        counts_in_full = last is not None or (reading.start_time or 0.0) > self._watched_since
         movement = Movement(
             restarted=is_new and last is not None,
             started=reading.start_time if is_new and counts_in_full else None,
@@ -96,14 +96,6 @@ class Baselines:
             began_since = reading.start_time is not None and reading.start_time > self._watched_since
             return None if began_since or last.fell(reading) else last
         return next((process for process in reversed(self._processes) if process.is_of(reading)), None)
-
-    def _began_while_watched(self, reading: EngineReading, last: _Process | None) -> bool:
-        if last is None:
-            return reading.start_time is not None and reading.start_time > self._watched_since
-        is_older = (
-            reading.start_time is not None and last.start_time is not None and reading.start_time < last.start_time
-        )
-        return last.fell(reading) or not is_older
 
 
 def _moved(process: _Process, series: Series, value: int, counts_in_full: bool) -> int:  # noqa: FBT001 - by position
