@@ -61,7 +61,7 @@ def first_reading() -> object:
 def writing(series: int) -> Callable[[], object]:
     """Write a page of so many series, each time with other values."""
     writer = PageWriter(ROWS)
-    labels = [("compute_busy", f"engine-{number}", "model", "tier") for number in range(series)]
+    labels: list[tuple[str, ...]] = [("compute_busy", f"engine-{number}", "model", "tier") for number in range(series)]
     count = iter(range(10**9))
 
     def run() -> object:

@@ -22,7 +22,7 @@ from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
 from exporter.config.model import Config, Role
 from exporter.config.nodes import ConfigError
-from exporter.config.web import load_web
+from exporter.config.web import load_tls, load_web
 from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.sources.http import new_session
 from exporter.web.board import Board
@@ -70,6 +70,7 @@ class App:
         self._clock = clock or SystemClock()
         self._guard = Guard()
         self._tls: ssl.SSLContext | None = None
+        self._is_open = False
         self._config: Config | None = None
         self._view = ConfigView(successful=False, last_success=None)
         self._configured = asyncio.Event()
@@ -88,85 +89,84 @@ class App:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
-        self._load_web()
-        self._tolerated(self._load(), exit_code=2)
-        runner = web.AppRunner(
-            make_app(self._board, self._guard, self.reload), access_log=None, shutdown_timeout=_GOODBYE_SECONDS
-        )
+        problems = [*self._load_web(), *self._load()]
+        if problems and self._options.on_fatal is OnFatal.EXIT:
+            raise UnusableError(problems, exit_code=2)
+        self._tell(problems)
+        app = make_app(self._board, self._guard, self.reload)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GOODBYE_SECONDS)
         await runner.setup()
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    *(
-                        group.create_task(self._listen(runner, *address), name="listen")
-                        for address in self._options.listen
-                    ),
-                    group.create_task(self._beats(), name="beat"),
-                    group.create_task(self._watch(), name="watch"),
-                ]
-                await stop.wait()
-                log.info("ending")
-                for task in tasks:
-                    task.cancel()
-        except* UnusableError as group_of_one:
-            raise group_of_one.exceptions[0] from None
+            await self._until(stop, runner)
+        except* UnusableError as group:
+            raise group.exceptions[0] from None
         finally:
             await runner.cleanup()
 
+    async def _until(self, stop: asyncio.Event, runner: web.AppRunner) -> None:
+        """Run all tasks until the event is set; one that crashes ends them all."""
+        self._is_open = True
+        async with asyncio.TaskGroup() as group:
+            parts = [
+                self._beats(),
+                self._watch(),
+                *(self._listen(runner, *address) for address in self._options.listen),
+            ]
+            tasks = [group.create_task(part) for part in parts]
+            await stop.wait()
+            log.info("ending")
+            for task in tasks:
+                task.cancel()
+
     async def reload(self) -> list[str]:
-        """Load the config file again; returns its problems, nothing when it is in force with the next beat."""
-        self._load_web()
-        if self._options.config_file is None:
-            return ["the config was made of flags: there is no file to reload"]
-        problems = self._load()
-        if self._beat is None:
-            self._board.publish(self._empty_snapshot())
+        """Load the files again; returns their problems, nothing when they are in force with the next beat."""
+        problems = [*self._load_web(), *self._load()]
+        self._tell(problems)
         return problems
 
+    def _tell(self, problems: list[str]) -> None:
+        for line in problems:
+            log.error("config: %s", line)
+        for line in self._view.warnings:
+            log.warning("config: %s", line)
+        if self._beat is None:
+            self._board.publish(self._empty_snapshot())
+
     def _load(self) -> list[str]:
+        """Load the config; returns its problems, and leaves the last good one in force."""
         try:
             config = self._options.config or load(self._options.config_file or Path())
         except ConfigError as error:
-            for line in error.lines:
-                log.error("config: %s", line)
             self._view = ConfigView(successful=False, last_success=self._view.last_success, problems=tuple(error.lines))
             if self._beat is not None:
                 self._beat.config_view = self._view
             return error.lines
-        self._view = ConfigView(
-            successful=True, last_success=self._clock.now().unix_seconds, warnings=tuple(warnings(config))
-        )
-        for line in self._view.warnings:
-            log.warning("config: %s", line)
+        now = self._clock.now().unix_seconds
+        self._view = ConfigView(successful=True, last_success=now, warnings=tuple(warnings(config)))
         self._config = config
         if self._beat is not None:
             self._beat.plan(config, self._view)
         self._configured.set()
         return []
 
-    def _load_web(self) -> None:
+    def _load_web(self) -> list[str]:
+        """Load the web config; while there has been no good one, nothing but the probes is open."""
         path = self._options.web_config_file
         if path is None:
-            return
+            return []
+        self._guard.broken = not self._guard.adopted
         try:
-            config, tls = load_web(path)
+            config = load_web(path)
+            tls = config.tls_server_config
+            if self._is_open and (tls is None) != (self._tls is None):
+                return [f"{path}: tls_server_config: expected no change while the port is open, found TLS switched"]
+            if tls is not None:
+                self._tls = self._tls or ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                load_tls(self._tls, path, tls)
         except ConfigError as error:
-            for line in error.lines:
-                log.error("web config: %s", line)
-            if self._tls is None and self._guard.auth is None:
-                self._guard.broken = True
-                self._tolerated(error.lines, exit_code=2)
-            return
-        if (tls is None) != (self._tls is None) and self._beat is not None:
-            log.error("web config: TLS cannot be switched on or off without a restart")
-            return
+            return error.lines
         self._guard.adopt(config)
-        self._tls = tls
-
-    def _tolerated(self, problems: list[str], exit_code: int) -> None:
-        if problems and self._options.on_fatal is OnFatal.EXIT:
-            raise UnusableError(problems, exit_code)
-        self._board.publish(self._empty_snapshot())
+        return []
 
     async def _listen(self, runner: web.AppRunner, host: str | None, port: int) -> None:
         while True:

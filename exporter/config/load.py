@@ -7,7 +7,23 @@ from pathlib import Path
 from typing import Final
 from zoneinfo import available_timezones
 
-from exporter.config.model import Budget, CapMode, Config, DatedPrice, Engine, GpuPrice, GpuShare, Prices, Role
+import msgspec
+
+from exporter.config.model import (
+    Alerts,
+    Budget,
+    CapMode,
+    Config,
+    DatedPrice,
+    Engine,
+    Gpu,
+    GpuPrice,
+    GpuShare,
+    Limits,
+    Prices,
+    Role,
+    Usage,
+)
 from exporter.config.nodes import parse_as, read_file
 
 _SHORTEST_INTERVAL_SECONDS: Final = 0.1
@@ -28,10 +44,10 @@ def parse(content: bytes, name: str) -> Config:
     Raises:
         ConfigError: with every problem that the file has.
     """
-    return parse_as(Config, content, name, _disagreements)
+    return parse_as(Config, content, name, disagreements)
 
 
-def _disagreements(config: Config) -> Iterator[tuple[str, str]]:
+def disagreements(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (path, problem) for what no single value shows."""
     if config.interval < _SHORTEST_INTERVAL_SECONDS:
         yield "interval", f"expected {_SHORTEST_INTERVAL_SECONDS} s or more, found {config.interval:g} s"
@@ -54,8 +70,13 @@ def _engines(config: Config) -> Iterator[tuple[str, str]]:
     if len(config.engines) > 1:
         for index, engine in enumerate(config.engines):
             if engine.name == "default":
-                yield f"engines[{index}].name", "expected a name, since there are several engines, found none"
-    yield from _unique("engines", "url", [engine.url.rstrip("/") for engine in config.engines], show=False)
+                yield (
+                    f"engines[{index}].name",
+                    "expected a name, since there are several engines, found only the default",
+                )
+    yield from _unique(
+        "engines", "url", [engine.url.rstrip("/").removesuffix("/metrics") for engine in config.engines], show=False
+    )
     for index, engine in enumerate(config.engines):
         if engine.timeout is not None and engine.timeout > config.interval:
             text = f"expected at most the interval, {config.interval:g} s, found {engine.timeout:g} s"
@@ -143,8 +164,13 @@ def warnings(config: Config) -> list[str]:
         "cascades": (bool(config.cascades), "cascades are not counted yet"),
         "prices.network": (config.prices.network is not None, "network bytes are not charged yet"),
         "prices.api": (bool(config.prices.api.models or config.prices.api.compare_with), "API prices are not used yet"),
-        "usage.tokens": (bool(config.usage.tokens), "usage events are not read yet"),
-        "gpu.dcgm_url": (config.gpu.dcgm_url is not None, "GPU metrics are not read yet"),
+        "usage": (config.usage != Usage(), "usage events are not read yet"),
+        "gpu": (
+            msgspec.structs.replace(config.gpu, name=None) != Gpu(),
+            "GPU metrics are not read yet: only gpu.name has an effect",
+        ),
+        "alerts": (config.alerts != Alerts(), "alert thresholds are not on the page yet"),
+        "limits": (config.limits != Limits(), "these limits are not applied yet"),
         "prices.storage": (
             config.role is Role.SIDECAR and config.prices.storage is not None,
             "a sidecar charges no storage: it would be counted once a replica",

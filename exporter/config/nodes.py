@@ -15,11 +15,12 @@ import msgspec
 import yaml
 
 from exporter.config.model import Section, fields
-from exporter.config.units import Scalar
+from exporter.config.units import NAME, Scalar
 
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _DEEPEST: Final = 12
 _LARGEST_FILE_BYTES: Final = 2**20
+_MOST_VALUES: Final = 10_000
 _LONGEST_SHOWN: Final = 40
 
 
@@ -40,6 +41,10 @@ class ConfigError(Exception):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
+
+
+class _TooManyValuesError(Exception):
+    """The file is larger than it looks: aliases repeat what they stand for."""
 
 
 def read_file(path: Path) -> bytes:
@@ -72,22 +77,33 @@ def parse_as(
     Raises:
         ConfigError: with every problem that the file has.
     """
-    try:
-        node = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError([_syntax(name, error)]) from error
-    if node is None:
+    node = _composed(content, name)
+    if node is None and any(field.required for field in fields(section).values()):
         raise ConfigError([f"{name}: expected a config, found an empty file"])
     reader = Reader()
-    parsed = reader.read(node, section, "")
+    try:
+        parsed = reader.read(node, section, "") if node else section()
+    except _TooManyValuesError:
+        raise ConfigError([f"{name}: expected at most {_MOST_VALUES} values, aliases included, found more"]) from None
     if isinstance(parsed, section):
+        known = [problem.path for problem in reader.problems]
         for path, text in disagreements(parsed):
-            reader.problem(path, text)
+            # A value that could not be read is missing from its section: what follows from that is no news.
+            if not any(within == path or within.startswith((f"{path}.", f"{path}[")) for within in known):
+                reader.problem(path, text)
     if reader.problems or not isinstance(parsed, section):
         raise ConfigError(
             [f"{name}:{problem.line}: {problem.path}: {problem.text}" for problem in sorted(reader.problems)]
         )
     return parsed
+
+
+def _composed(content: bytes, name: str) -> yaml.Node | None:
+    try:
+        node: yaml.Node | None = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError([_syntax(name, error)]) from error
+    return node
 
 
 def _syntax(name: str, error: Exception) -> str:
@@ -104,6 +120,7 @@ class Reader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.lines: dict[str, int] = {}
+        self._values = 0
 
     def problem(self, path: str, text: str) -> None:
         """Note a problem at a path, on the line of the path or of its nearest parent."""
@@ -114,6 +131,7 @@ class Reader:
 
     def read(self, node: yaml.Node, hint: Any, path: str) -> Any:
         """Convert a node to the type of `hint`, or note problems and return `msgspec.UNSET`."""
+        self._count()
         self.lines[path] = node.start_mark.line + 1
         if path.count(".") + path.count("[") > _DEEPEST:
             return self._unexpected(node, hint, path)
@@ -128,8 +146,14 @@ class Reader:
             return msgspec.UNSET if msgspec.UNSET in items else items
         return self._scalar(node, chosen, path)
 
+    def _count(self) -> None:
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise _TooManyValuesError
+
     def _unexpected(self, node: yaml.Node, hint: Any, path: str) -> Any:
-        self.problem(path, f"expected {expected(hint)}, found {_found(node)}")
+        found = _found(node) if _is_null(node) or not isinstance(node, yaml.ScalarNode) else "a single value"
+        self.problem(path, f"expected {expected(hint)}, found {found}")
         return msgspec.UNSET
 
     def _scalar(self, node: yaml.Node, hint: Any, path: str) -> Any:
@@ -162,14 +186,23 @@ class Reader:
     def _children(self, node: yaml.MappingNode, path: str) -> dict[str, yaml.Node]:
         children: dict[str, yaml.Node] = {}
         for key_node, child in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
-            self.lines[_join(path, key)] = key_node.start_mark.line + 1
+            line = key_node.start_mark.line + 1
+            try:
+                key = NAME.parse(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            except ValueError:
+                key = ""
+            if not key:
+                text = f"expected {NAME.expected} as a key, found {_found(key_node)}"
+                self.problems.append(Problem(line, path or "(file)", text))
+                continue
+            self.lines[_join(path, key)] = line
             if key in children:
                 self.problem(_join(path, key), "expected each key once, found it again")
             children.setdefault(key, child)
         return children
 
     def _unknown_key(self, key: str, known: dict[str, Any], path: str) -> None:
+        self._count()
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         self.problem(_join(path, key), f"expected a known key ({hint}), found an unknown one")

@@ -21,21 +21,22 @@ class Scalar(NamedTuple):
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0, "y": 31536000.0}
 _BYTES: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _LONGEST_NAME: Final = 128
+_LONGEST_SECONDS: Final = 100 * 31536000.0
 
 
 def seconds(text: str) -> float:
     """Parse a duration as Prometheus writes it (`500ms`, `1h30m`) into seconds."""
-    if not re.fullmatch(r"(\d+(\.\d+)?(ms|[smhdwy]))+", text):
+    if not re.fullmatch(r"(\d+(\.\d+)?(ms|[smhdwy]))+", text, re.ASCII):
         raise ValueError(text)
     total = sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"([\d.]+)(ms|[smhdwy])", text))
-    if total <= 0:
+    if not 0 < total <= _LONGEST_SECONDS:
         raise ValueError(text)
     return total
 
 
 def size_bytes(text: str) -> int:
     """Parse a size (`1MiB`, `500kB`, `4096`) into bytes."""
-    match = re.fullmatch(r"(\d+) ?([A-Za-z]*)", text)
+    match = re.fullmatch(r"(\d{1,15}) ?([A-Za-z]*)", text, re.ASCII)
     if not match or match[2] not in _BYTES or int(match[1]) == 0:
         raise ValueError(text)
     return int(match[1]) * _BYTES[match[2]]
@@ -65,7 +66,7 @@ def _bounded(minimum: Decimal, maximum: Decimal | None = None, *, open_minimum: 
 
 
 def _count(text: str) -> Fraction:
-    match = re.fullmatch(r"(\d{1,6}) ?/ ?(\d{1,6})", text)
+    match = re.fullmatch(r"(\d{1,6}) ?/ ?(\d{1,6})", text, re.ASCII)
     value = Fraction(int(match[1]), int(match[2]) or 1) if match else Fraction(decimal(text))
     if not 0 <= value <= 1024 or (match and int(match[2]) == 0):  # noqa: PLR2004 - GPUs of one engine
         raise ValueError(text)
@@ -74,7 +75,7 @@ def _count(text: str) -> Fraction:
 
 def _whole(minimum: int, maximum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,15}", text) or not minimum <= int(text) <= maximum:
+        if not re.fullmatch(r"\d{1,15}", text, re.ASCII) or not minimum <= int(text) <= maximum:
             raise ValueError(text)
         return int(text)
 

@@ -79,14 +79,18 @@ class WebConfig(Section, frozen=True, kw_only=True):
         )
 
 
-def load_web(path: FilePath) -> tuple[WebConfig, ssl.SSLContext | None]:
-    """Read a web config and make its TLS context; relative file names are relative to the config's folder.
+def load_web(path: FilePath) -> WebConfig:
+    """Read a web config and see whether its certificates can be used; their names are relative to the config's folder.
 
     Raises:
         ConfigError: with every problem that the file has.
     """
     config = parse_as(WebConfig, read_file(path), str(path), _disagreements)
-    return config, _tls(path, config.tls_server_config) if config.tls_server_config else None
+    for name in config.files():
+        read_file(path.parent / name)  # names the file that cannot be read; ssl does not
+    if config.tls_server_config:
+        load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path, config.tls_server_config)
+    return config
 
 
 def _disagreements(config: WebConfig) -> Iterator[tuple[str, str]]:
@@ -96,30 +100,43 @@ def _disagreements(config: WebConfig) -> Iterator[tuple[str, str]]:
             "tls_server_config.client_ca_file",
             f"expected a file, since client_auth_type is {tls.client_auth_type}, found nothing",
         )
+    if tls and tls.max_version and tls.max_version < tls.min_version:
+        yield "tls_server_config.max_version", f"expected {tls.min_version} or later, found {tls.max_version}"
     for header in config.http_server_config.headers:
         if header not in _HEADERS:
             yield f"http_server_config.headers.{header}", f"expected one of {', '.join(_HEADERS)}, found another header"
 
 
-def _tls(path: FilePath, tls: TlsServerConfig) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def load_tls(context: ssl.SSLContext, path: FilePath, tls: TlsServerConfig) -> None:
+    """Load certificates into a context; doing it again renews them for the connections to come.
+
+    Raises:
+        ConfigError: the certificates cannot be used.
+    """
     versions = {TlsVersion.TLS12: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS13: ssl.TLSVersion.TLSv1_3}
     context.minimum_version = versions[tls.min_version]
     if tls.max_version:
         context.maximum_version = versions[tls.max_version]
     try:
-        context.load_cert_chain(path.parent / tls.cert_file, path.parent / tls.key_file)
+        # A password is never asked for: the prompt would wait at the terminal.
+        context.load_cert_chain(path.parent / tls.cert_file, path.parent / tls.key_file, password=lambda: "")
+    except OSError as error:
+        text = "expected a certificate and its key in PEM, without a password"
+        raise ConfigError([f"{path}: tls_server_config: {text}, found: {_reason(error)}"]) from error
+    try:
         if tls.client_ca_file:
             context.load_verify_locations(path.parent / tls.client_ca_file)
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(
-            [f"{path}: tls_server_config: expected a certificate and its key in PEM, found: {reason}"]
-        ) from error
+    except OSError as error:
+        text = "expected certificates in PEM"
+        raise ConfigError([f"{path}: tls_server_config.client_ca_file: {text}, found: {_reason(error)}"]) from error
     modes = {
         ClientAuth.NONE: ssl.CERT_NONE,
         ClientAuth.VERIFY_IF_GIVEN: ssl.CERT_OPTIONAL,
         ClientAuth.REQUIRE: ssl.CERT_REQUIRED,
     }
     context.verify_mode = modes[tls.client_auth_type]
-    return context
+
+
+def _reason(error: OSError) -> str:
+    reason = error.reason.replace("_", " ").lower() if isinstance(error, ssl.SSLError) and error.reason else None
+    return reason or (error.strerror if not isinstance(error, ssl.SSLError) else None) or "something else"

@@ -25,15 +25,16 @@ _HEADERS: Final = {
 
 @dataclass(slots=True)
 class Guard:
-    """Who may ask. While `broken`, the web config cannot be used, and only the health routes answer."""
+    """Who may ask. While `broken`, no web config could be used yet, and only the health routes answer."""
 
     config: WebConfig = field(default_factory=WebConfig)
     auth: BasicAuth | None = None
     broken: bool = False
+    adopted: bool = False
 
     def adopt(self, config: WebConfig) -> None:
         """Put another web config in force."""
-        self.config, self.broken = config, False
+        self.config, self.broken, self.adopted = config, False, True
         self.auth = BasicAuth(config.basic_auth_users) if config.basic_auth_users else None
 
 
@@ -93,7 +94,9 @@ def _elsewhere(board: Board) -> Handler:
         if board.snapshot.role != "sidecar":
             return web.json_response({"error": "this version does not read usage events"}, status=501)
         where = (
-            f"post usage to the hub: {hub}/v1/usage" if hub else "post usage to the hub (set hub_url to name it here)"
+            f"post usage to the hub: {hub.rstrip('/')}/v1/usage"
+            if hub
+            else "post usage to the hub (set hub_url to name it here)"
         )
         return web.json_response({"error": f"a sidecar takes no usage events; {where}"}, status=421)
 

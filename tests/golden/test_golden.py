@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -59,7 +59,7 @@ class Stage:
         self.page: str | None = None
         self.snapshots: list[Snapshot] = []
 
-    async def play(self, config: Config, pages: list[str | None], seconds: float = 30.0) -> Snapshot:
+    async def play(self, config: Config, pages: Sequence[str | None], seconds: float = 30.0) -> Snapshot:
         async with served(lambda: None if self.page is None else (200, self.page)) as url, new_session() as session:
             engines = tuple(
                 Engine(

@@ -138,7 +138,7 @@ async def test_tokens_of_both_lives_of_the_engine_are_counted_once(records: tupl
 
 
 async def test_a_day_in_miniature_at_the_usual_beat(records: tuple[Record, ...]):
-    """The figures of a five-second beat, written out: 30 s not there, 40 s gone, of which four beats are settled late."""
+    """A five-second beat, written out: 30 s not there, 40 s gone, of which four beats are settled late."""
     _, page = await play(records, 5.0)
     spent = {
         category: page[f"llmcost_spend_usd_total{{category=compute_{category},engine=chat,model=tiny-llama,tier=}}"]

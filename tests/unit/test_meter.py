@@ -183,7 +183,8 @@ STEP = st.tuples(st.sampled_from(["idle", "work", "gone", "restart"]), st.intege
 def test_every_second_is_charged_once_whatever_happens(history: list[tuple[str, int, int]]):
     bench = Bench()
     bench.beat(page(0))
-    tokens, start, made, previous = 0, BEGAN - 1000.0, 0, {}
+    tokens, start, made = 0, BEGAN - 1000.0, 0
+    previous: dict[tuple[Kind, tuple[str, ...]], int] = {}
     for what, seconds, more in history:
         if what == "gone":
             bench.beat(REFUSED, seconds)
