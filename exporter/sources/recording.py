@@ -47,7 +47,7 @@ class Record:
     @property
     def body(self) -> str:
         """The page as it was read."""
-        return zlib.decompress(self.packed).decode() if self.packed else ""
+        return zlib.decompress(self.packed).decode(errors="replace") if self.packed else ""
 
 
 class Writer:

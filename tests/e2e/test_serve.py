@@ -335,3 +335,48 @@ def test_a_failing_source_is_logged_at_its_edges_only(tmp_path: Path):
         refused = "llmcost_source_errors_total{reason=refused,source=engine,target=default}"
         exporter.until("several failed reads", lambda page: page.get(refused, 0) >= 5)
         assert exporter.log.read_text().count("engine default: down") == 1
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path):
+    make_certificate(tmp_path)
+    web = write(tmp_path / "web.yml", "tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+    port = free_port()
+    arguments = ("serve", *flags("http://127.0.0.1:9"), f"--web.config.file={web}")
+    with running(tmp_path, *arguments, port=port, wait=False) as exporter:
+        first = certificate_shown(exporter)
+        make_certificate(tmp_path)
+        renewed = (tmp_path / "server.pem").read_text()
+        assert renewed != first
+        for _ in range(100):
+            if certificate_shown(exporter) != first:
+                break
+            time.sleep(0.1)
+        assert certificate_shown(exporter) == renewed
+
+
+def certificate_shown(exporter: Exporter) -> str:
+    for _ in range(200):
+        try:
+            return ssl.get_server_certificate(("127.0.0.1", exporter.port), timeout=5)
+        except OSError:
+            assert exporter.process.poll() is None
+            time.sleep(0.05)
+    raise AssertionError(exporter.log.read_text())
+
+
+def test_a_port_that_opened_without_tls_never_asks_for_passwords_in_clear_text(tmp_path: Path):
+    make_certificate(tmp_path)
+    web = write(tmp_path / "web.yml", "basic_auth_users: {alice: not-a-hash}\n")
+    arguments = (*flags("http://127.0.0.1:9"), f"--web.config.file={web}", "--on-fatal=degrade")
+    with running(tmp_path, "serve", *arguments) as exporter:
+        hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(rounds=4)).decode()
+        tls = "tls_server_config: {cert_file: server.pem, key_file: server.key}"
+        write(web, f"basic_auth_users: {{alice: {hashed}}}\n{tls}\n")
+        exporter.process.send_signal(signal.SIGHUP)
+        for _ in range(100):
+            if "TLS switched" in exporter.log.read_text():
+                break
+            time.sleep(0.05)
+        assert "TLS switched" in exporter.log.read_text()
+        assert exporter.ask("/metrics").status == 503
+        stays_up(exporter)
