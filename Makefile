@@ -68,7 +68,7 @@ bench: setup  ## figures beside the limits they must keep
 	@$(BIN)/python -m benchmarks
 
 soak: setup  ## minutes of the same: memory stays, counters only rise
-	@$(BIN)/python -m pytest -q -m soak --timeout=3600
+	@$(BIN)/python -m pytest -q -m soak -s --timeout=3600
 
 clean:  ## remove everything that was made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage dist

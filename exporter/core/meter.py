@@ -171,10 +171,15 @@ class EngineMeter:
         for category in _COMPUTE if terms.engine.gpus_charged else ():
             yield Entry(spend_account(category, terms.engine, model), 0, 0)
             yield Entry(Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), 0, 0)
-        for kind in _TOKENS.values():
-            yield Entry(Account(kind, (terms.engine.name, model, terms.engine.tier or "")), 0, 0)
+        counted = {series.counted for series in reading.counters}
+        for token in (
+            Counted.PROMPT_TOKENS,
+            Counted.OUTPUT_TOKENS,
+            *counted.intersection({Counted.CACHED_PROMPT_TOKENS}),
+        ):
+            yield Entry(Account(_TOKENS[token], (terms.engine.name, model, terms.engine.tier or "")), 0, 0)
         yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
-        if any(series.counted is Counted.HTTP_REQUESTS for series in reading.counters):
+        if Counted.HTTP_REQUESTS in counted:
             yield Entry(Account(Kind.REQUESTS, (terms.engine.name, model, ABANDONED)), 0, 0)
 
     def _counted(self, terms: Terms, movement: Movement) -> Iterator[Entry]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from exporter.clock import Clock
+from exporter.clock import NANOSECONDS, Clock
 from exporter.core.snapshot import Snapshot
 from exporter.metrics import ROWS
 from exporter.page import Page, PageWriter
@@ -20,6 +20,7 @@ class Board:
         self._clock, self._own = clock, own
         self._writer = PageWriter(ROWS)
         self._beats = False
+        self._published = clock.now().monotonic
         self.snapshot = first
         self._page = self._writer.write(first, own())
         self._old_page: Page | None = None
@@ -27,6 +28,7 @@ class Board:
     def publish(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; one that holds engines is a beat's."""
         self._beats = bool(snapshot.engines)
+        self._published = self._clock.now().monotonic
         self.snapshot = snapshot
         self._page = self._writer.write(snapshot, self._own())
         self._old_page = None
@@ -46,4 +48,4 @@ class Board:
         )
 
     def _age_seconds(self) -> float:
-        return self._clock.now().unix_seconds - self.snapshot.at
+        return (self._clock.now().monotonic - self._published) / NANOSECONDS
