@@ -42,8 +42,7 @@ VLLM: Final = Dialect(
         Counted.PROMPT_TOKENS: (("vllm:prompt_tokens_total",),),
         Counted.CACHED_PROMPT_TOKENS: (
             ("vllm:prompt_tokens_cached_total",),  # 0.16+
-            ("vllm:prefix_cache_hits_total",),  # V1 0.9.2+
-            ("vllm:gpu_prefix_cache_hits_total",),  # V1 0.7.3-0.11.2
+            ("vllm:prefix_cache_hits_total",),  # V1 0.9.2+; gpu_prefix_cache_hits before it counted blocks at first
         ),
         Counted.OUTPUT_TOKENS: (("vllm:generation_tokens_total",),),
         Counted.REQUESTS: (("vllm:request_success_total",),),
@@ -196,7 +195,8 @@ def _gauges(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[str, Mod
 
 def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], names: tuple[str, ...]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
-    for sample in next((page[name] for name in names if name in page), []):
+    found = next((page[name] for name in names if name in page), [])
+    for sample in {sample.labels: sample for sample in reversed(found)}.values():  # of the same series, the first
         if math.isfinite(sample.value) and sample.value >= 0:
             values.setdefault(dict(sample.labels).get(dialect.model_label, ""), []).append(sample.value)
     return values
@@ -210,7 +210,7 @@ def _histograms(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[Hist
     for sample in page[f"{name}_bucket"]:
         series, bound = _histogram_series(dialect, sample, name), dict(sample.labels).get("le", "")
         buckets.setdefault(series, {}).setdefault(_bound(bound, name), _count(sample.value, name))
-    sums = {_histogram_series(dialect, sample, name): sample.value for sample in page.get(f"{name}_sum", [])}
+    sums = {_histogram_series(dialect, sample, name): sample.value for sample in reversed(page.get(f"{name}_sum", []))}
     return {series: _whole_histogram(counts, sums.get(series), name) for series, counts in buckets.items()}
 
 
@@ -221,9 +221,12 @@ def _histogram_series(dialect: Dialect, sample: Sample, name: str) -> HistogramS
 
 def _bound(text: str, name: str) -> float:
     try:
-        return float(text)
+        bound = float(text)
     except ValueError:
-        raise ExpositionError(f"{name}_bucket: expected le to be a number, found {text!r}") from None
+        bound = math.nan
+    if math.isnan(bound):
+        raise ExpositionError(f"{name}_bucket: expected le to be a number, found {text!r}")
+    return bound
 
 
 def _count(value: float, name: str) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 _LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|(?=\}))')
-_NAME_END: Final = re.compile(r"[{\s]")
+_LABELS_END: Final = re.compile(r"\s*\}")
 _ESCAPES: Final = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 _LONGEST_SHOWN: Final = 80
 
@@ -54,7 +54,7 @@ class Page:
         """
         text = _whole(text)
         lines = text.split("\n")
-        heads = [line.rpartition(" ")[0] for line in lines]
+        heads = [line.rpartition(" ")[0] or line for line in lines]
         plan = self._plan
         if plan is None or plan.heads != heads:
             return self._parse(lines, heads)
@@ -78,7 +78,7 @@ class Page:
             series = known.get(heads[index])
             if series is None or not plain:
                 name, labels, rest = _split(line, index)
-                plain &= line == f"{heads[index]} {rest[0]}"
+                plain &= len(rest) == 1 and line == f"{heads[index]} {rest[0]}"
                 found.append(Sample(name, labels, _value(rest[0], index)))
             else:
                 found.append(Sample(*series, _value(line[len(heads[index]) :], index)))
@@ -89,10 +89,8 @@ class Page:
         return found
 
     def _is_wanted(self, line: str) -> bool:
-        brace, space = line.find("{"), line.find(" ")
-        end = brace if 0 < brace < space or space < 0 else space
-        name = line[:end] if end > 0 else line
-        return self._wanted(name.strip())
+        words = line.partition("{")[0].split(None, 1)
+        return bool(words) and self._wanted(words[0])
 
 
 def by_name(samples: Sequence[Sample]) -> Mapping[str, list[Sample]]:
@@ -106,7 +104,7 @@ def by_name(samples: Sequence[Sample]) -> Mapping[str, list[Sample]]:
 def _whole(text: str) -> str:
     """Return the text with plain line ends, and make sure that it was not cut: every line of a whole page ends."""
     text = text.replace("\r\n", "\n") if "\r" in text else text
-    if not text.endswith("\n") and not text.endswith("# EOF"):
+    if not text.endswith(("\n", "\n# EOF")):
         last = text.rpartition("\n")[2]
         raise ExpositionError(
             f"the page ends in the middle of line {text.count(chr(10)) + 1}: {last[:_LONGEST_SHOWN]!r}"
@@ -116,23 +114,18 @@ def _whole(text: str) -> str:
 
 def _split(line: str, index: int) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
     """Split a sample line into name, labels and the rest: value, then perhaps a timestamp and an exemplar."""
-    match = _NAME_END.search(line)
-    if match is None:
-        raise _malformed(line, index)
-    name, at = line[: match.start()], match.start()
-    while line[at] == " " and at + 1 < len(line):
-        at += 1
+    before, brace, _ = line.partition("{")
+    name, *rest = before.split()
     labels: list[tuple[str, str]] = []
-    if line[at] == "{":
-        at += 1
+    if brace and not rest:  # else the brace is an exemplar's
+        at = len(before) + 1
         while label := _LABEL.match(line, at):
             labels.append((label[1], _unescaped(label[2])))
             at = label.end()
-        at += len(line[at:]) - len(line[at:].lstrip())
-        if at >= len(line) or line[at] != "}":
+        end = _LABELS_END.match(line, at)
+        if end is None:
             raise _malformed(line, index)
-        at += 1
-    rest = line[at:].split()
+        rest = line[end.end() :].split()
     if not rest:
         raise _malformed(line, index)
     return name, tuple(sorted(labels)), rest

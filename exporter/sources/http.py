@@ -3,6 +3,7 @@
 import asyncio
 import os
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,10 +94,12 @@ async def get(session: aiohttp.ClientSession, request: Request) -> Response:
         raise SourceError("timeout", f"no whole answer within {request.timeout_seconds:g} s") from error
     except aiohttp.ClientConnectorCertificateError as error:
         raise SourceError("tls", "the server's certificate is not trusted") from error
+    except aiohttp.ClientSSLError as error:
+        raise SourceError("tls", "the server does not speak TLS as it should") from error
     except aiohttp.ClientConnectorError as error:
         refused = isinstance(error.os_error, ConnectionRefusedError)
         raise SourceError("refused" if refused else "unreachable", _reason(error.os_error)) from error
-    except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+    except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, ConnectionResetError) as error:
         raise SourceError("truncated", "the connection ended before the answer did") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise SourceError("protocol", f"no valid HTTP answer ({type(error).__name__})") from error
@@ -110,20 +113,29 @@ async def _follow(session: aiohttp.ClientSession, request: Request, headers: dic
                 return await _whole(response, request.limit_bytes)
             target = url.join(URL(response.headers.get("Location", "")))
             if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port):
-                raise SourceError("redirect", f"redirected to another server, {target.host}")
+                raise SourceError("redirect", f"redirected to another server, {target.host}:{target.port}")
             url = target
     raise SourceError("redirect", f"redirected more than {_MOST_REDIRECTS} times")
 
 
 async def _whole(response: aiohttp.ClientResponse, limit: int) -> Response:
     if response.status != _HTTP_OK:
-        raise _refusal(response.status, await response.content.read(_LARGEST_ERROR_BYTES))
+        raise _refusal(response.status, await _beginning(response))
     body = bytearray()
     async for chunk in response.content.iter_chunked(2**16):
         body += chunk
         if len(body) > limit:
             raise SourceError("too_large", f"the page is larger than {limit} bytes")
     return Response(response.status, response.headers.get("Content-Type", ""), bytes(body))
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """Return the start of an error's body, as far as it came: the status says enough without."""
+    body = b""
+    with suppress(aiohttp.ClientPayloadError):
+        while len(body) < _LARGEST_ERROR_BYTES and (chunk := await response.content.read(_LARGEST_ERROR_BYTES)):
+            body += chunk
+    return body
 
 
 def _refusal(status: int, body: bytes) -> SourceError:
