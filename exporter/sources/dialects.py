@@ -7,6 +7,7 @@ names joined in one tuple are added up.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from exporter.config.model import Disaggregation, Kind
@@ -167,12 +168,15 @@ def _counter(dialect: Dialect, counted: Counted, sample: Sample) -> Series | Non
     if _COMPUTED_ELSEWHERE in sample.labels:
         return None
     outcome = labels.get(dialect.outcome_label, "") if counted is Counted.REQUESTS else ""
-    return Series(counted, labels.get(dialect.model_label, ""), outcome, _inner(dialect, sample))
+    model, inner = _identity(sample.labels, dialect.model_label)
+    return Series(counted, model, outcome, f"{sample.name},{inner}")
 
 
-def _inner(dialect: Dialect, sample: Sample) -> str:
-    told_apart = [f"{name}={value}" for name, value in sample.labels if name not in (dialect.model_label, "le")]
-    return ",".join((sample.name, *told_apart))
+@lru_cache(maxsize=4096)
+def _identity(labels: Labels, model_label: str) -> tuple[str, str]:
+    """Return the model that labels name, and what else tells series apart, but for a bucket's bound."""
+    told_apart = [f"{name}={value}" for name, value in labels if name not in (model_label, "le")]
+    return dict(labels).get(model_label, ""), ",".join(told_apart)
 
 
 def _start_time(samples: list[Sample]) -> float | None:
@@ -198,7 +202,7 @@ def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], names: tuple[s
     found = next((page[name] for name in names if name in page), [])
     for sample in {sample.labels: sample for sample in reversed(found)}.values():  # of the same series, the first
         if math.isfinite(sample.value) and sample.value >= 0:
-            values.setdefault(dict(sample.labels).get(dialect.model_label, ""), []).append(sample.value)
+            values.setdefault(_identity(sample.labels, dialect.model_label)[0], []).append(sample.value)
     return values
 
 
@@ -206,20 +210,20 @@ def _histograms(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[Hist
     name = next((name for name in dialect.ttft if f"{name}_bucket" in page), None)
     if name is None:
         return {}
-    buckets: dict[HistogramSeries, dict[float, int]] = {}
+    buckets: dict[tuple[str, str], dict[float, int]] = {}
     for sample in page[f"{name}_bucket"]:
-        series, bound = _histogram_series(dialect, sample, name), dict(sample.labels).get("le", "")
-        buckets.setdefault(series, {}).setdefault(_bound(bound, name), _count(sample.value, name))
-    sums = {_histogram_series(dialect, sample, name): sample.value for sample in reversed(page.get(f"{name}_sum", []))}
-    return {series: _whole_histogram(counts, sums.get(series), name) for series, counts in buckets.items()}
+        series = _identity(sample.labels, dialect.model_label)
+        buckets.setdefault(series, {}).setdefault(_bound(sample.labels, name), _count(sample.value, name))
+    summed = reversed(page.get(f"{name}_sum", []))
+    sums = {_identity(sample.labels, dialect.model_label): sample.value for sample in summed}
+    return {
+        HistogramSeries(*series): _whole_histogram(counts, sums.get(series), name) for series, counts in buckets.items()
+    }
 
 
-def _histogram_series(dialect: Dialect, sample: Sample, name: str) -> HistogramSeries:
-    inner = _inner(dialect, sample._replace(name=name))
-    return HistogramSeries(dict(sample.labels).get(dialect.model_label, ""), inner)
-
-
-def _bound(text: str, name: str) -> float:
+@lru_cache(maxsize=4096)
+def _bound(labels: Labels, name: str) -> float:
+    text = dict(labels).get("le", "")
     try:
         bound = float(text)
     except ValueError:

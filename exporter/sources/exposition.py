@@ -1,17 +1,18 @@
 """Prometheus' text format, read for a few wanted families and quick about it.
 
-A page of 600 lines changes only in its values from one beat to the next. So the heads of all lines (all but the
-value) are remembered: while they are the same, the wanted values are cut out by position. Only a page with other
-heads is parsed.
+A page of 600 lines changes in a few dozen values from one beat to the next. So the last page is remembered: while only
+values differ, they are cut out of the lines that changed. Any other change has the page parsed.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-_LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|(?=\}))')
-_LABELS_END: Final = re.compile(r"\s*\}")
+_NAME: Final = "[a-zA-Z_][a-zA-Z0-9_]*"
+_TEXT: Final = r'[^"\\]*(?:\\.[^"\\]*)*'
+_LABEL: Final = re.compile(rf'({_NAME})\s*=\s*"({_TEXT})"')
+_LABELS: Final = rf'(?:\s*{_NAME}\s*=\s*"{_TEXT}"\s*(?:,|(?=\}})))*'
+_SAMPLE: Final = re.compile(rf"\s*([^\s{{]+)(?:\s*\{{({_LABELS})\s*\}}\s*|\s+)([^\s{{].*)")
 _ESCAPES: Final = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 _LONGEST_SHOWN: Final = 80
 
@@ -28,21 +29,15 @@ class Sample(NamedTuple):
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where the wanted values of a page stand."""
-
-    heads: list[str]
-    lines: tuple[int, ...]
-    series: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-
-
 class Page:
     """Reads one server's pages, beat after beat. `wanted` says of a sample's name whether it is kept."""
 
     def __init__(self, wanted: Callable[[str], bool]) -> None:
         self._wanted = wanted
-        self._plan: _Plan | None = None
+        self._lines: list[str] = []
+        self._samples: list[Sample] = []
+        self._places: dict[int, int] = {}  # of the wanted lines: where their samples stand
+        self._ends_with_values = False  # else a timestamp or an exemplar stands behind one
 
     def read(self, text: str) -> Sequence[Sample]:
         """Return the wanted samples of a page.
@@ -52,45 +47,41 @@ class Page:
         Raises:
             ExpositionError: the page is cut off, or a wanted line is malformed.
         """
-        text = _whole(text)
-        lines = text.split("\n")
-        heads = [line.rpartition(" ")[0] or line for line in lines]
-        plan = self._plan
-        if plan is None or plan.heads != heads:
-            return self._parse(lines, heads)
-        return [
-            Sample(name, labels, _value(lines[index][len(heads[index]) :], index))
-            for index, (name, labels) in zip(plan.lines, plan.series, strict=True)
-        ]
+        lines = _whole(text).split("\n")
+        samples = self._with_new_values(lines)
+        if samples is None:
+            samples = self._parsed(lines)
+        self._lines, self._samples = lines, samples
+        return samples
 
-    def _parse(self, lines: list[str], heads: list[str]) -> list[Sample]:
-        known = (
-            dict(zip((self._plan.heads[i] for i in self._plan.lines), self._plan.series, strict=True))
-            if self._plan
-            else {}
-        )
-        found: list[Sample] = []
-        places: list[int] = []
-        plain = True
-        for index, line in enumerate(lines):
-            if not line or line[0] == "#" or not self._is_wanted(line):
+    def _with_new_values(self, lines: list[str]) -> list[Sample] | None:
+        """Return the last samples with this page's values; None where more than values has changed."""
+        if not self._ends_with_values or len(lines) != len(self._lines):
+            return None
+        samples = self._samples.copy()
+        for index, (new, old) in enumerate(zip(lines, self._lines, strict=True)):
+            if new == old:
                 continue
-            series = known.get(heads[index])
-            if series is None or not plain:
-                name, labels, rest = _split(line, index)
-                plain &= len(rest) == 1 and line == f"{heads[index]} {rest[0]}"
-                found.append(Sample(name, labels, _value(rest[0], index)))
-            else:
-                found.append(Sample(*series, _value(line[len(heads[index]) :], index)))
-            places.append(index)
-        series_of = tuple((sample.name, sample.labels) for sample in found)
-        # A line with a timestamp or an exemplar does not end with its value: such a page is parsed each time.
-        self._plan = _Plan(heads, tuple(places), series_of) if plain else None
-        return found
+            if _head(new) != _head(old):
+                return None
+            if index in self._places:
+                place = self._places[index]
+                samples[place] = samples[place]._replace(value=_value(new.rpartition(" ")[2], index))
+        return samples
 
-    def _is_wanted(self, line: str) -> bool:
-        words = line.partition("{")[0].split(None, 1)
-        return bool(words) and self._wanted(words[0])
+    def _parsed(self, lines: list[str]) -> list[Sample]:
+        samples: list[Sample] = []
+        places: dict[int, int] = {}
+        self._ends_with_values = True
+        for index, line in enumerate(lines):
+            words = line.partition("{")[0].split(None, 1)
+            if words and words[0] != "#" and self._wanted(words[0]):
+                name, labels, rest = _split(line, index)
+                places[index] = len(samples)
+                samples.append(Sample(name, labels, _value(rest[0], index)))
+                self._ends_with_values &= len(rest) == 1 and line.endswith(f" {rest[0]}")
+        self._places = places
+        return samples
 
 
 def by_name(samples: Sequence[Sample]) -> Mapping[str, list[Sample]]:
@@ -114,25 +105,23 @@ def _whole(text: str) -> str:
 
 def _split(line: str, index: int) -> tuple[str, tuple[tuple[str, str], ...], list[str]]:
     """Split a sample line into name, labels and the rest: value, then perhaps a timestamp and an exemplar."""
-    before, brace, _ = line.partition("{")
-    name, *rest = before.split()
-    labels: list[tuple[str, str]] = []
-    if brace and not rest:  # else the brace is an exemplar's
-        at = len(before) + 1
-        while label := _LABEL.match(line, at):
-            labels.append((label[1], _unescaped(label[2])))
-            at = label.end()
-        end = _LABELS_END.match(line, at)
-        if end is None:
-            raise _malformed(line, index)
-        rest = line[end.end() :].split()
-    if not rest:
+    match = _SAMPLE.fullmatch(line)
+    if match is None:
         raise _malformed(line, index)
-    return name, tuple(sorted(labels)), rest
+    name, labels, rest = match.groups()
+    pairs = _LABEL.findall(labels) if labels else []
+    if labels and "\\" in labels:
+        pairs = [(label, _unescaped(value)) for label, value in pairs]
+    return name, tuple(sorted(pairs)), rest.split()
+
+
+def _head(line: str) -> str:
+    """Return what stands before the value, or the line itself where nothing does."""
+    return line.rpartition(" ")[0] or line
 
 
 def _unescaped(text: str) -> str:
-    return re.sub(r'\\[\\"n]', lambda match: _ESCAPES[match[0]], text) if "\\" in text else text
+    return re.sub(r'\\[\\"n]', lambda match: _ESCAPES[match[0]], text)
 
 
 def _value(text: str, index: int) -> float:

@@ -5,7 +5,7 @@ import os
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -158,15 +158,20 @@ def _authorization(token_file: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-@cache
 def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
-    """Return whom to trust; read once, since a file of certificates takes milliseconds to load."""
+    """Return whom to trust."""
     if ca_file is None:
         return True
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        return _context(ca_file, Path(ca_file).stat().st_mtime_ns)
     except OSError as error:
         raise SourceError("tls", f"cannot read the certificates in {ca_file}") from error
+
+
+@lru_cache(maxsize=16)
+def _context(ca_file: str, _modified_ns: int) -> ssl.SSLContext:
+    """Load a file of certificates, which takes milliseconds, once for each of its versions."""
+    return ssl.create_default_context(cafile=ca_file)
 
 
 def _reason(error: OSError) -> str:
