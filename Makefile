@@ -29,7 +29,7 @@ ifdef ENGINE
 else
 	@echo "Replaying a recorded vLLM on http://$(REPLAY) - the exporter answers on http://127.0.0.1:9409/metrics - Ctrl-C ends both"
 	@$(BIN)/llm-cost-exporter replay $(RECORDING) --listen-address=$(REPLAY) --skip=155s & replay=$$!; \
-	trap 'kill $$replay 2>/dev/null' EXIT; trap : INT TERM; \
+	trap 'kill $$replay 2>/dev/null' EXIT; trap : INT TERM; sleep 1; \
 	$(BIN)/llm-cost-exporter serve --engine.url=http://$(REPLAY) --engine.name=replayed --gpu.usd-per-hour=$(GPU_USD_PER_HOUR) $(SERVE_FLAGS)
 endif
 
@@ -60,7 +60,7 @@ types: setup  ## mypy, strict
 layers: setup  ## imports point one way
 	@$(BIN)/lint-imports --no-logo >/tmp/layers.$$$$ 2>&1 || { cat /tmp/layers.$$$$; rm -f /tmp/layers.$$$$; exit 1; }; rm -f /tmp/layers.$$$$
 
-audit: setup  ## known vulnerabilities in what is locked
+audit: setup  ## known vulnerabilities in what is locked; asks the advisory service, so it needs the internet
 	@$(UV) export --quiet --locked --no-dev --no-emit-project --format requirements-txt > $(VENV)/locked.txt
 	@$(BIN)/pip-audit --strict --progress-spinner off --disable-pip -r $(VENV)/locked.txt
 

@@ -50,6 +50,7 @@ async def _serve(playback: Playback, clock: Clock, listen: tuple[str | None, int
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     replayed = ReplayedEngine(playback, clock, listen)
+    click.echo(f"replaying on http://{listen[0] or '127.0.0.1'}:{listen[1]}/metrics", err=True)
     task = asyncio.create_task(replayed.run())
     ended = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
