@@ -36,7 +36,7 @@ endif
 test: setup  ## all tests that need nothing but this machine
 	@$(BIN)/python -m pytest -q
 
-test-real: setup  ## the tests against a real vLLM; REAL_VLLM names the script that starts one
+test-real: setup  ## the tests against a real vLLM, installed and started on this machine (minutes, some GB)
 	@$(BIN)/python -m pytest -q -m real --timeout=900
 
 check: lint types layers test  ## what must be green before a commit
