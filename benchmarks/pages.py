@@ -1,6 +1,7 @@
 """Reading and writing pages, and a beat that does both."""
 
 import asyncio
+import itertools
 import json
 import lzma
 import statistics
@@ -62,18 +63,20 @@ def writing(series: int) -> Callable[[], object]:
     """Write a page of so many series, each time with other values."""
     writer = PageWriter(ROWS)
     labels: list[tuple[str, ...]] = [("compute_busy", f"engine-{number}", "model", "tier") for number in range(series)]
-    count = iter(range(10**9))
-
-    def run() -> object:
-        step = next(count)
-        totals = {Kind.SPEND: {label: 123_456_789 * step + number for number, label in enumerate(labels)}}
-        view = ConfigView(successful=True, last_success=0.0)
-        began = Snapshot(
-            at=0.0, version="0", role="lone", interval_seconds=5.0, accounting_start=0.0, config=view, totals=totals
+    view = ConfigView(successful=True, last_success=0.0)
+    snapshots = itertools.cycle(
+        Snapshot(
+            at=0.0,
+            version="0",
+            role="lone",
+            interval_seconds=5.0,
+            accounting_start=0.0,
+            config=view,
+            totals={Kind.SPEND: {label: 123_456_789 * step + number for number, label in enumerate(labels)}},
         )
-        return writer.write(began)
-
-    return run
+        for step in range(1, 5)
+    )
+    return lambda: writer.write(next(snapshots))
 
 
 def beat_seconds() -> float:

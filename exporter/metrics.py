@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from exporter.core.money import LABELS, NANO, Kind
+from exporter.core.money import LABELS, Kind
 from exporter.core.readings import Buckets
 from exporter.core.snapshot import EngineView, Snapshot, SourceView
 
@@ -33,7 +33,8 @@ Sample = tuple[tuple[str, ...], float | Buckets]
 class Row(NamedTuple):
     """One family: name without prefix, type, help, labels, fleet aggregation, and its samples out of a snapshot.
 
-    `stays` marks counters and health families, which remain on the page when the beat has stopped.
+    `stays` marks counters and health families, which remain on the page when the beat has stopped. With `nano` the
+    samples are integers of 10^-9 of the family's unit, and the page shows them to the last digit.
     """
 
     name: str
@@ -43,19 +44,25 @@ class Row(NamedTuple):
     fleet: Fleet
     samples: Callable[[Snapshot], Iterable[Sample]]
     stays: bool = False
+    nano: bool = False
 
 
-def _counter(name: str, kind: Kind, text: str, *, unit: int = 1) -> Row:
+def _counter(name: str, kind: Kind, text: str, *, nano: bool = False) -> Row:
     def read(snapshot: Snapshot) -> Iterable[Sample]:
-        return ((key, total / unit if unit > 1 else total) for key, total in snapshot.totals.get(kind, {}).items())
+        return snapshot.totals.get(kind, {}).items()
 
-    return Row(name, Type.COUNTER, text, LABELS[kind], Fleet.SUM, read, stays=True)
+    return Row(name, Type.COUNTER, text, LABELS[kind], Fleet.SUM, read, stays=True, nano=nano)
 
 
 def _derived_counter(
-    name: str, labels: tuple[str, ...], text: str, samples: Callable[[Snapshot], Iterable[Sample]]
+    name: str,
+    labels: tuple[str, ...],
+    text: str,
+    samples: Callable[[Snapshot], Iterable[Sample]],
+    *,
+    nano: bool = False,
 ) -> Row:
-    return Row(name, Type.COUNTER, text, labels, Fleet.SUM, samples, stays=True)
+    return Row(name, Type.COUNTER, text, labels, Fleet.SUM, samples, stays=True, nano=nano)
 
 
 def _engine(
@@ -129,11 +136,11 @@ def _unpriced_gpu(snapshot: Snapshot) -> Iterator[Sample]:
     by_gpu: dict[str, int] = {}
     for (_, gpu), total in snapshot.totals.get(Kind.UNPRICED_GPU, {}).items():
         by_gpu[gpu] = by_gpu.get(gpu, 0) + total
-    return (((gpu,), total / NANO) for gpu, total in by_gpu.items())
+    return (((gpu,), total) for gpu, total in by_gpu.items())
 
 
 def _unobserved(snapshot: Snapshot) -> Iterator[Sample]:
-    yield (), snapshot.totals.get(Kind.UNOBSERVED, {}).get((), 0) / NANO
+    yield (), snapshot.totals.get(Kind.UNOBSERVED, {}).get((), 0)
 
 
 def _ttft(snapshot: Snapshot) -> Iterator[Sample]:
@@ -190,7 +197,7 @@ def _build_info(snapshot: Snapshot) -> Iterator[Sample]:
 # fmt: off
 ROWS: Final[tuple[Row, ...]] = (
     _counter("spend_usd_total", Kind.SPEND,
-        "The bill in US dollars: time paid for, by what it bought. Booked at once and final.", unit=NANO),
+        "The bill in US dollars: time paid for, by what it bought. Booked at once and final.", nano=True),
     _engine("spend_usd_per_hour",
         "What the engine costs an hour now: its GPUs and its share of standing costs. Absent while a price is unknown.",
         lambda engine: engine.spend_usd_per_hour, fleet=Fleet.SUM),
@@ -205,7 +212,7 @@ ROWS: Final[tuple[Row, ...]] = (
         lambda engine: engine.underused_spend_usd_per_hour, fleet=Fleet.SUM),
     _derived_counter("unpriced_gpu_seconds_total", ("gpu",),
         "GPU time charged nothing because the GPU has no price. Any increase means that the bill is incomplete.",
-        _unpriced_gpu),
+        _unpriced_gpu, nano=True),
     Row("gpu_price_usd_per_hour", Type.GAUGE,
         "Price in force of one GPU for an hour, and the form of the config that it comes from.",
         ("gpu", "source"), Fleet.MAX, _gpu_prices),
@@ -261,7 +268,8 @@ ROWS: Final[tuple[Row, ...]] = (
         "Since when the counters of money and tokens have been counting.",
         lambda snapshot: snapshot.accounting_start, Fleet.NONE),
     _derived_counter("unobserved_seconds_total", (),
-        "Time that was not charged because the exporter was away for longer than max_gap.", _unobserved),
+        "Time that was not charged because the exporter was away for longer than max_gap.",
+        _unobserved, nano=True),
     _health("config_last_reload_successful",
         "1 where the config in the file is the one in force, else 0.",
         lambda snapshot: float(snapshot.config.successful), Fleet.NONE),

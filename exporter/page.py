@@ -4,11 +4,13 @@ import gzip
 import math
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
+from exporter.core.money import NANO
 from exporter.core.readings import Buckets
 from exporter.core.snapshot import Snapshot
-from exporter.metrics import PREFIX, Row, Type
+from exporter.metrics import PREFIX, Row, Sample, Type
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _GZIP_LEVEL: Final = 1
@@ -39,34 +41,42 @@ class PageWriter:
 
     def write(self, snapshot: Snapshot, own: bytes = b"", *, only_staying: bool = False) -> Page:
         """Write a page; `own` is the exporter's own instrumentation, `only_staying` leaves out what can grow old."""
-        rows = (row for row in self._rows if row.stays or not only_staying)
-        return Page("".join(self._family(row, snapshot) for row in rows).encode() + own)
+        families = [self._family(row, snapshot) for row in self._rows if row.stays or not only_staying]
+        return Page(b"".join([*families, own]))
 
-    def _family(self, row: Row, snapshot: Snapshot) -> str:
+    def _family(self, row: Row, snapshot: Snapshot) -> bytes:
         samples = list(row.samples(snapshot))
         if not samples:
-            return ""
-        head = f"# HELP {PREFIX}{row.name} {row.help}\n# TYPE {PREFIX}{row.name} {row.type}\n"
+            return b""
         if row.type is Type.HISTOGRAM:
-            return head + "".join(
-                line
-                for labels, buckets in samples
-                if isinstance(buckets, Buckets)
-                for line in self._histogram(row, labels, buckets)
-            )
-        label_sets = tuple([labels for labels, _ in samples])
+            return (_title(row) + "".join(_histograms(row, samples))).encode()
+        text = self._format(row, tuple([labels for labels, _ in samples]))
+        values: list[Any] = [value for _, value in samples]
+        if row.nano:  # whole units and the nine digits behind the point, in turn
+            values = list(chain.from_iterable([divmod(value, NANO) for value in values]))
+        return (text % tuple(values)).encode()
+
+    def _format(self, row: Row, label_sets: tuple[tuple[str, ...], ...]) -> str:
         kept = self._formats.get(row.name)
         if kept is None or kept[0] != label_sets:
-            lines = (_head(row.name, row.labels, labels).replace("%", "%%") + "%r\n" for labels in label_sets)
-            kept = self._formats[row.name] = (label_sets, "".join(lines))
-        return head + kept[1] % tuple([value for _, value in samples])
+            value = "%d.%09d\n" if row.nano else "%r\n"
+            heads = [_head(row.name, row.labels, labels).replace("%", "%%") + value for labels in label_sets]
+            kept = self._formats[row.name] = (label_sets, _title(row).replace("%", "%%") + "".join(heads))
+        return kept[1]
 
-    def _histogram(self, row: Row, labels: tuple[str, ...], buckets: Buckets) -> Iterable[str]:
+
+def _title(row: Row) -> str:
+    return f"# HELP {PREFIX}{row.name} {row.help}\n# TYPE {PREFIX}{row.name} {row.type}\n"
+
+
+def _histograms(row: Row, samples: Iterable[Sample]) -> Iterable[str]:
+    for labels, buckets in samples:
+        if not isinstance(buckets, Buckets):
+            raise TypeError(f"{row.name}: expected buckets, found a number")
         for bound, count in zip(buckets.bounds, buckets.counts, strict=True):
-            head = _head(f"{row.name}_bucket", (*row.labels, "le"), (*labels, _bound(bound)))
-            yield f"{head}{count}\n"
-        yield f"{_head(row.name + '_sum', row.labels, labels)}{buckets.sum!r}\n"
-        yield f"{_head(row.name + '_count', row.labels, labels)}{buckets.counts[-1]}\n"
+            yield f"{_head(f'{row.name}_bucket', (*row.labels, 'le'), (*labels, _bound(bound)))}{count}\n"
+        yield f"{_head(f'{row.name}_sum', row.labels, labels)}{buckets.sum!r}\n"
+        yield f"{_head(f'{row.name}_count', row.labels, labels)}{buckets.counts[-1]}\n"
 
 
 def _head(name: str, names: tuple[str, ...], values: tuple[str, ...]) -> str:
