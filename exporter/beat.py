@@ -126,7 +126,7 @@ class Beat:
         self._adopt(config)
 
     def plan(self, config: Config, view: ConfigView) -> None:
-        """Put another config in force with the next beat."""
+        """Put another config in force at the next beat, which still charges the time before it by the old one."""
         self._next, self.config_view = config, view
 
     async def _replace(self, config: Config) -> None:
@@ -159,10 +159,7 @@ class Beat:
             await sleep(max(self.config.interval - spent, 0.0))
 
     async def once(self) -> None:
-        """Make one beat."""
-        if self._next is not None:
-            await self._replace(self._next)
-            self._next = None
+        """Make one beat: by the plan that held since the last one, then adopt the next plan if there is one."""
         now = self._clock.now()
         interval = await self._charged(self._interval(now))
         names = list(self._terms)
@@ -172,7 +169,10 @@ class Beat:
             await self._books.post(entries)
         if interval is not None:
             await self._books.post(charges(self._standing, interval, self._standing_accounts()))
-        for name in names:
+        if self._next is not None:
+            await self._replace(self._next)
+            self._next = None
+        for name in self._terms:
             self._meters[name].remember(now.monotonic)
             self._books.windows(name).record(now.monotonic, self._books.engine_totals(name))
         self.last = now

@@ -1,0 +1,165 @@
+"""The beat: which plan charges which time, and what one bad source does to the rest."""
+
+import logging
+from decimal import Decimal
+
+import pytest
+
+from exporter.beat import Beat, Watched
+from exporter.books import Books
+from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices
+from exporter.core.readings import EngineReading, Failure
+from exporter.core.snapshot import ConfigView, Snapshot
+from exporter.metrics import ROWS
+from exporter.page import PageWriter
+from exporter.sources.http import SourceError, new_session
+from tests.fakes import FakeClock, served
+from tests.processes import samples
+
+PAGE = """\
+process_start_time_seconds 1795460000
+vllm:num_requests_running{engine="0",model_name="m"} 1
+vllm:prompt_tokens_total{engine="0",model_name="m"} 1
+vllm:generation_tokens_total{engine="0",model_name="m"} 1
+"""
+GOOD = ConfigView(successful=True, last_success=1.0)
+
+
+def config(*engines: Engine, price: str = "0.80", other: tuple[OtherPrice, ...] = ()) -> Config:
+    return Config(engines=engines, prices=Prices(gpu=GpuPrice(usd_per_hour=Decimal(price)), other=other))
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.snapshots: list[Snapshot] = []
+
+    async def beat(self, beat: Beat, seconds: float = 5.0) -> dict[str, float]:
+        self.clock.advance(seconds)
+        await beat.once()
+        return samples(PageWriter(ROWS).write(self.snapshots[-1]).body.decode())
+
+
+def busy(engine: str = "chat") -> str:
+    return f"llmcost_spend_usd_total{{category=compute_busy,engine={engine},model=m,tier=}}"
+
+
+async def test_a_new_price_charges_only_the_time_after_it_was_loaded():
+    stage = Stage()
+    async with served(lambda: (200, PAGE)) as url, new_session() as session:
+        chat = Engine(name="chat", url=url, timeout=5.0)
+        beat = Beat(config(chat, price="3.6"), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        beat.plan(config(chat, price="7200"), GOOD)
+        page = await stage.beat(beat)
+        assert page[busy()] == 0.005  # five seconds at 3.60 an hour
+        assert page["llmcost_spend_usd_per_hour{engine=chat}"] == 7200
+        assert (await stage.beat(beat))[busy()] == 10.005
+
+
+async def test_an_engine_joins_without_paying_for_the_time_before():
+    stage = Stage()
+    async with served(lambda: (200, PAGE)) as url, new_session() as session:
+        chat, other = Engine(name="chat", url=url, timeout=5.0), Engine(name="other", url=f"{url}/metrics", timeout=5.0)
+        beat = Beat(config(chat, price="3.6"), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        beat.plan(config(chat, other, price="3.6"), GOOD)
+        await stage.beat(beat)
+        page = await stage.beat(beat)
+        assert page[busy()] == 0.010
+        spent_by_other = sum(
+            value for name, value in page.items() if "spend_usd_total" in name and "engine=other" in name
+        )
+        assert spent_by_other == pytest.approx(0.005)
+
+
+async def test_an_engine_that_moved_to_another_address_is_another_process():
+    """Its counters begin with a baseline: what it did before we looked is not ours."""
+    stage = Stage()
+    busy_page = PAGE.replace('_total{engine="0",model_name="m"} 1', '_total{engine="0",model_name="m"} 900')
+    async with (
+        served(lambda: (200, PAGE)) as url,
+        served(lambda: (200, busy_page)) as elsewhere,
+        new_session() as session,
+    ):
+        beat = Beat(config(Engine(name="chat", url=url)), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        beat.plan(config(Engine(name="chat", url=elsewhere)), GOOD)
+        await stage.beat(beat)
+        page = await stage.beat(beat)
+        assert page["llmcost_output_tokens_total{engine=chat,model=m,tier=}"] == 0
+        assert page["llmcost_source_up{source=engine,target=chat}"] == 1
+
+
+async def test_what_was_pending_when_an_engine_left_is_booked():
+    stage, answers = Stage(), [PAGE, None, None]
+    async with served(lambda: None if answers[0] is None else (200, answers[0])) as url, new_session() as session:
+        chat, rest = Engine(name="chat", url=url), Engine(name="rest", url="http://127.0.0.1:9")
+        beat = Beat(config(chat, rest, price="3.6"), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        answers.pop(0)
+        await stage.beat(beat)
+        beat.plan(config(rest, price="3.6"), GOOD)
+        page = await stage.beat(beat)
+        assert page["llmcost_spend_usd_total{category=compute_down,engine=chat,model=m,tier=}"] == 0.010
+        assert "llmcost_spend_usd_per_hour{engine=chat}" not in page
+
+
+async def test_a_wall_clock_that_jumps_changes_no_charge(caplog: pytest.LogCaptureFixture):
+    stage = Stage()
+    async with served(lambda: (200, PAGE)) as url, new_session() as session:
+        beat = Beat(
+            config(Engine(name="chat", url=url), price="3.6"), stage.clock, Books(), session, stage.snapshots.append
+        )
+        await stage.beat(beat)
+        pages = []
+        for jump in (86_400, -2 * 86_400, 3.0):
+            stage.clock.step_wall(jump)
+            pages.append(await stage.beat(beat))
+        assert [page[busy()] for page in pages] == [0.005, 0.010, 0.015]
+        assert caplog.text.count("the wall clock moved") == 3
+
+
+async def test_one_engine_that_is_gone_does_not_disturb_the_other():
+    stage = Stage()
+    async with served(lambda: (200, PAGE)) as url, new_session() as session:
+        engines = (Engine(name="gone", url="http://127.0.0.1:9"), Engine(name="chat", url=url))
+        beat = Beat(config(*engines, price="3.6"), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        page = await stage.beat(beat)
+        assert page[busy()] == 0.005
+        assert page["llmcost_source_up{source=engine,target=gone}"] == 0
+        assert page["llmcost_source_up{source=engine,target=chat}"] == 1
+
+
+class Broken:
+    """A source with a bug, then with a reason, then well."""
+
+    source, target = "engine", "chat"
+
+    def __init__(self) -> None:
+        self.outcomes: list[Exception | EngineReading] = [
+            ZeroDivisionError("a bug"),
+            SourceError("refused", "Connection refused"),
+            SourceError("refused", "Connection refused"),
+            EngineReading(kind="vllm", start_time=None, counters={}, ttft={}, models={}),
+        ]
+
+    async def read(self) -> EngineReading:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+async def test_a_bug_in_a_source_is_that_sources_failure_and_edges_are_logged_once(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    watched, clock = Watched(Broken()), FakeClock()
+    outcomes = [await watched.read(clock) for _ in range(4)]
+    reasons = [outcome.reason if isinstance(outcome, Failure) else None for outcome, _ in outcomes]
+    assert reasons == ["bug", "refused", "refused", None]
+    view = watched.view(5.0)
+    assert (view.up, view.errors["bug"], view.errors["refused"], view.errors["timeout"]) == (True, 1, 2, 0)
+    assert caplog.text.count("down: Connection refused") == 1
+    assert caplog.text.count("up after") == 1
+    assert "ZeroDivisionError" in caplog.text
