@@ -75,6 +75,7 @@ class App:
         self._view = ConfigView(successful=False, last_success=None)
         self._configured = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._seen = self._signature()
         self._beat: Beat | None = None
         self._board = Board(self._clock, self._empty_snapshot(), own_instrumentation())
 
@@ -89,7 +90,7 @@ class App:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
-        problems = [*self._load_web(), *self._load()]
+        problems = self._load_all()
         if problems and self._options.on_fatal is OnFatal.EXIT:
             raise UnusableError(problems, exit_code=2)
         self._tell(problems)
@@ -99,7 +100,8 @@ class App:
         try:
             await self._until(stop, runner)
         except* UnusableError as group:
-            raise group.exceptions[0] from None
+            lines = [line for error in group.exceptions if isinstance(error, UnusableError) for line in error.lines]
+            raise UnusableError(lines, exit_code=1) from None
         finally:
             await runner.cleanup()
 
@@ -120,7 +122,7 @@ class App:
 
     async def reload(self) -> list[str]:
         """Load the files again; returns their problems, nothing when they are in force with the next beat."""
-        problems = [*self._load_web(), *self._load()]
+        problems = self._load_all()
         self._tell(problems)
         return problems
 
@@ -131,6 +133,10 @@ class App:
             log.warning("config: %s", line)
         if self._beat is None:
             self._board.publish(self._empty_snapshot())
+
+    def _load_all(self) -> list[str]:
+        self._seen = self._signature()  # before anything is read: a change meanwhile is one more reload
+        return [*self._load_web(), *self._load()]
 
     def _load(self) -> list[str]:
         """Load the config; returns its problems, and leaves the last good one in force."""
@@ -186,9 +192,8 @@ class App:
                 return
 
     async def _beats(self) -> None:
-        await self._configured.wait()
-        if self._config is None:
-            raise AssertionError("configured without a config")
+        while self._config is None:
+            await self._configured.wait()
         async with new_session() as session:
             self._beat = Beat(self._config, self._clock, Books(), session, self._board.publish)
             self._beat.config_view = self._view
@@ -196,16 +201,14 @@ class App:
 
     async def _watch(self) -> None:
         """Reload when a watched file changes, a symlink in its path included, or when a signal asks."""
-        seen = self._signature()
         while True:
             try:
                 async with asyncio.timeout(_WATCH_SECONDS):
                     await self._reload_wanted.wait()
             except TimeoutError:
-                if self._signature() == seen:
+                if self._signature() == self._seen:
                     continue
             self._reload_wanted.clear()
-            seen = self._signature()
             if not await self.reload():
                 log.info("config reloaded")
 
