@@ -50,7 +50,6 @@ async def _serve(playback: Playback, clock: Clock, listen: tuple[str | None, int
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     replayed = ReplayedEngine(playback, clock, listen)
-    click.echo(f"replaying on http://{listen[0] or '127.0.0.1'}:{listen[1]}/metrics", err=True)
     task = asyncio.create_task(replayed.run())
     ended = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -90,6 +89,7 @@ class ReplayedEngine:
         host, port = self._listen
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._server, host, port, reuse_address=True)
+        click.echo(f"the replayed engine answers on http://{host or '127.0.0.1'}:{port}/metrics", err=True)
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         cue = self._playback.cue(self._clock.now().unix_seconds)
