@@ -5,15 +5,13 @@ import logging
 import os
 import signal
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import generate_latest
 
 from exporter import __version__
 from exporter.beat import Beat
@@ -27,6 +25,9 @@ from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.sources.http import new_session
 from exporter.web.board import Board
 from exporter.web.server import Guard, make_app
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class App:
         self._reload_wanted = asyncio.Event()
         self._seen = self._signature()
         self._beat: Beat | None = None
-        self._board = Board(self._clock, self._empty_snapshot(), own_instrumentation())
+        self._board = Board(self._clock, self._empty_snapshot(), own_page)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -226,16 +227,26 @@ class App:
             role=role,
             interval_seconds=0.0,
             accounting_start=None,
+            hub_url=self._config.hub_url if self._config else None,
             config=self._view,
         )
 
 
-def own_instrumentation() -> Callable[[], bytes]:
-    """Return a writer of what prometheus_client says about this process."""
+def own_page() -> bytes:
+    """Write what prometheus_client says about this process; it is loaded with the first beat: the port opens sooner."""
+    from prometheus_client import generate_latest  # noqa: PLC0415
+
+    return generate_latest(_registry())
+
+
+@cache
+def _registry() -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector  # noqa: PLC0415
+
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    return lambda: generate_latest(registry)
+    return registry
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

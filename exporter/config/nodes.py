@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-import yaml
 
 from exporter.config.model import Section, fields
 from exporter.config.units import NAME, Scalar
 
+Node = Any  # one of PyYAML's, which is loaded when a file is read: a start with flags alone need not wait for it
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _DEEPEST: Final = 12
 _LARGEST_FILE_BYTES: Final = 2**20
@@ -98,18 +98,20 @@ def parse_as(
     return parsed
 
 
-def _composed(content: bytes, name: str) -> yaml.Node | None:
+def _composed(content: bytes, name: str) -> Node:
+    import yaml  # noqa: PLC0415 - see Node
+
     try:
-        node: yaml.Node | None = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
+        return yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError([_syntax(name, error)]) from error
-    return node
 
 
 def _syntax(name: str, error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        mark = error.problem_mark
-        return f"{name}:{mark.line + 1}: expected YAML, found at column {mark.column + 1}: {error.problem}"
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        problem = getattr(error, "problem", None)
+        return f"{name}:{mark.line + 1}: expected YAML, found at column {mark.column + 1}: {problem}"
     found = {UnicodeDecodeError: "bytes that are not UTF-8", RecursionError: "nesting that is too deep"}
     return f"{name}: expected YAML in UTF-8, found {found.get(type(error), 'characters that YAML does not allow')}"
 
@@ -129,7 +131,7 @@ class Reader:
             at = at[: max(at.rfind("."), at.rfind("["), 0)]
         self.problems.append(Problem(self.lines.get(at, 1), path or "(file)", text))
 
-    def read(self, node: yaml.Node, hint: Any, path: str) -> Any:
+    def read(self, node: Node, hint: Any, path: str) -> Any:
         """Convert a node to the type of `hint`, or note problems and return `msgspec.UNSET`."""
         self._count()
         self.lines[path] = node.start_mark.line + 1
@@ -138,9 +140,9 @@ class Reader:
         chosen = _choose(node, hint)
         if chosen is None:
             return self._unexpected(node, hint, path)
-        if isinstance(node, yaml.MappingNode):
+        if node.id == "mapping":
             return self._mapping(node, chosen, path)
-        if isinstance(node, yaml.SequenceNode):
+        if node.id == "sequence":
             item = get_args(chosen)[0]
             items = tuple(self.read(child, item, f"{path}[{index}]") for index, child in enumerate(node.value))
             return msgspec.UNSET if msgspec.UNSET in items else items
@@ -151,12 +153,12 @@ class Reader:
         if self._values > _MOST_VALUES:
             raise _TooManyValuesError
 
-    def _unexpected(self, node: yaml.Node, hint: Any, path: str) -> Any:
-        found = _found(node) if _is_null(node) or not isinstance(node, yaml.ScalarNode) else "a single value"
+    def _unexpected(self, node: Node, hint: Any, path: str) -> Any:
+        found = _found(node) if _is_null(node) or node.id != "scalar" else "a single value"
         self.problem(path, f"expected {expected(hint)}, found {found}")
         return msgspec.UNSET
 
-    def _scalar(self, node: yaml.Node, hint: Any, path: str) -> Any:
+    def _scalar(self, node: Node, hint: Any, path: str) -> Any:
         if hint is type(None):
             return None
         try:
@@ -166,7 +168,7 @@ class Reader:
             self.problem(path, f"expected {expected(hint)}, found {'something else' if secret else _found(node)}")
             return msgspec.UNSET
 
-    def _mapping(self, node: yaml.MappingNode, hint: Any, path: str) -> Any:
+    def _mapping(self, node: Node, hint: Any, path: str) -> Any:
         children = self._children(node, path)
         if get_origin(hint) is dict:
             return {key: self.read(child, get_args(hint)[1], _join(path, key)) for key, child in children.items()}
@@ -183,12 +185,12 @@ class Reader:
                 self.problem(_join(path, key), f"expected {expected(hints[field.name])}, found nothing")
         return _build(hint, values)
 
-    def _children(self, node: yaml.MappingNode, path: str) -> dict[str, yaml.Node]:
-        children: dict[str, yaml.Node] = {}
+    def _children(self, node: Node, path: str) -> dict[str, Node]:
+        children: dict[str, Node] = {}
         for key_node, child in node.value:
             line = key_node.start_mark.line + 1
             try:
-                key = NAME.parse(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+                key = NAME.parse(key_node.value) if key_node.id == "scalar" else ""
             except ValueError:
                 key = ""
             if not key:
@@ -230,15 +232,15 @@ def _build(section: type[Section], values: dict[str, Any]) -> Any:
     return msgspec.UNSET if missing else section(**good)
 
 
-def _choose(node: yaml.Node, hint: Any) -> Any:
+def _choose(node: Node, hint: Any) -> Any:
     """Pick the member of a union that has the node's shape; None when there is none."""
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if isinstance(node, yaml.ScalarNode):
+    if node.id == "scalar":
         wanted = [m for m in members if _is_enum(m) or get_origin(m) is Annotated]
         if _is_null(node):
             return type(None) if type(None) in members else None
         return wanted[0] if wanted else None
-    origin = tuple if isinstance(node, yaml.SequenceNode) else dict
+    origin = tuple if node.id == "sequence" else dict
     for member in members:
         is_section = isinstance(member, type) and issubclass(member, Section)
         if get_origin(member) is origin or (origin is dict and is_section):
@@ -255,14 +257,14 @@ def _is_enum(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, StrEnum)
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
+def _is_null(node: Node) -> bool:
+    return node.id == "scalar" and node.style is None and node.value in _NULLS
 
 
-def _found(node: yaml.Node) -> str:
-    if isinstance(node, yaml.MappingNode):
+def _found(node: Node) -> str:
+    if node.id == "mapping":
         return "a mapping"
-    if isinstance(node, yaml.SequenceNode):
+    if node.id == "sequence":
         return "a list"
     if _is_null(node):
         return "nothing"

@@ -16,13 +16,13 @@ class Board:
     """Holds what was published last. A request reads it whole: no I/O, no lock, no half-updated numbers."""
 
     def __init__(self, clock: Clock, first: Snapshot, own: Callable[[], bytes]) -> None:
-        """Begin with a snapshot that no beat has made; `own` writes the exporter's own instrumentation."""
+        """Begin with a snapshot that no beat has made; `own` writes the exporter's own page part beside a beat's."""
         self._clock, self._own = clock, own
         self._writer = PageWriter(ROWS)
         self._beats = False
         self._published = clock.now().monotonic
         self.snapshot = first
-        self._page = self._writer.write(first, own())
+        self._page = self._writer.write(first)
         self._old_page: Page | None = None
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -30,7 +30,7 @@ class Board:
         self._beats = bool(snapshot.engines)
         self._published = self._clock.now().monotonic
         self.snapshot = snapshot
-        self._page = self._writer.write(snapshot, self._own())
+        self._page = self._writer.write(snapshot, self._own() if self._beats else b"")
         self._old_page = None
 
     def page(self) -> Page:
