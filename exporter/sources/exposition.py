@@ -36,6 +36,7 @@ class Page:
         self._wanted = wanted
         self._lines: list[str] = []
         self._samples: list[Sample] = []
+        self._heads: dict[int, str] = {}  # of the lines that have changed: all but the value
         self._places: dict[int, int] = {}  # of the wanted lines: where their samples stand
         self._ends_with_values = False  # else a timestamp or an exemplar stands behind one
 
@@ -58,29 +59,33 @@ class Page:
         """Return the last samples with this page's values; None where more than values has changed."""
         if not self._ends_with_values or len(lines) != len(self._lines):
             return None
-        samples = self._samples.copy()
+        samples, heads, places = self._samples.copy(), self._heads, self._places
         for index, (new, old) in enumerate(zip(lines, self._lines, strict=True)):
             if new == old:
                 continue
-            if _head(new) != _head(old):
+            head, space, value = new.rpartition(" ")
+            kept = heads.get(index)
+            if kept is None:
+                kept = heads[index] = _head(old)
+            if not space or head != kept:
                 return None
-            if index in self._places:
-                place = self._places[index]
-                samples[place] = samples[place]._replace(value=_value(new.rpartition(" ")[2], index))
+            if index in places:
+                name, labels, _ = samples[places[index]]
+                samples[places[index]] = Sample(name, labels, _value(value, index))
         return samples
 
     def _parsed(self, lines: list[str]) -> list[Sample]:
         samples: list[Sample] = []
         places: dict[int, int] = {}
-        self._ends_with_values = True
+        plain = True
         for index, line in enumerate(lines):
             words = line.partition("{")[0].split(None, 1)
             if words and words[0] != "#" and self._wanted(words[0]):
                 name, labels, rest = _split(line, index)
                 places[index] = len(samples)
                 samples.append(Sample(name, labels, _value(rest[0], index)))
-                self._ends_with_values &= len(rest) == 1 and line.endswith(f" {rest[0]}")
-        self._places = places
+                plain &= len(rest) == 1 and line.endswith(f" {rest[0]}")
+        self._ends_with_values, self._heads, self._places = plain, {}, places
         return samples
 
 

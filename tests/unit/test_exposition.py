@@ -318,6 +318,7 @@ def test_a_remembered_page_with_new_values_reads_as_a_fresh_one(which: list[str]
 
 @given(st.lists(pages(), min_size=2, max_size=4))
 @example(["a 5 5\n", "a 5 7\n"])
+@example(["a 5 5\n", "a x\n", "a 5 7\n"])
 @example(["b_total 5 # {} 5\n", "b_total 5 # {} 7\n"])
 @example(["z\n", "a\t5\n", "z\n"])
 @example(["a 5\n", "a\n"])
