@@ -132,6 +132,33 @@ async def test_one_engine_that_is_gone_does_not_disturb_the_other():
         assert page["llmcost_source_up{source=engine,target=chat}"] == 1
 
 
+async def test_beats_begin_an_interval_apart_and_a_slow_one_is_not_made_up_for():
+    stage = Stage()
+    slept: list[float] = []
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise Enough
+        stage.clock.advance(seconds)
+
+    spent = iter((1.25, 7.0, 0.5))
+
+    def answer() -> tuple[int, str]:
+        stage.clock.advance(next(spent))
+        return 200, PAGE
+
+    async with served(answer) as url, new_session() as session:
+        beat = Beat(config(Engine(name="chat", url=url)), stage.clock, Books(), session, stage.snapshots.append)
+        with pytest.raises(Enough):
+            await beat.run(sleep)
+    assert slept == [3.75, 0.0, 4.5]
+    assert [snapshot.sources[0].read_seconds for snapshot in stage.snapshots] == [1.25, 7.0, 0.5]
+
+
 class Broken:
     """A source with a bug, then with a reason, then well."""
 

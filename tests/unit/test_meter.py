@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from exporter.config.units import decimal
 from exporter.core.money import NANO, Category, Kind, nano_usd
 from exporter.core.prices import HourlyPrice, Interval
-from exporter.core.readings import Buckets
+from exporter.core.readings import Buckets, EngineReading, ModelGauges
 from tests.bench import BEGAN, BOUNDS, LOADING, REFUSED, Bench, page, terms
 
 
@@ -101,6 +101,45 @@ def test_time_when_we_were_away_is_unobserved():
     bench.beat(page(900))
     assert bench.seconds() == {"unobserved": 60.0, "idle": 5.0}
     assert bench.total(Kind.OUTPUT_TOKENS, "chat", "m", "fast") == 900
+
+
+def test_three_beats_are_no_absence_and_a_moment_more_is_one():
+    bench = Bench()
+    bench.beat(page(0))
+    bench.beat(page(0), 15.0)
+    assert bench.seconds() == {"idle": 15.0}
+    bench.beat(page(0), 15.001)
+    assert bench.seconds() == {"idle": 15.0, "unobserved": 15.001}
+
+
+def test_a_restart_while_we_were_away_is_unobserved_until_the_new_process_began():
+    bench = Bench()
+    bench.beat(page(0))
+    bench.beat(page(0, start=BEGAN + 40), 60.0)
+    assert bench.seconds() == {"unobserved": 40.0, "loading": 20.0}
+
+
+def test_a_model_that_changes_with_a_restart_pays_from_its_first_answer():
+    bench = Bench()
+    bench.beat(page(0))
+    other = page(0, start=BEGAN + 3)
+    renamed = EngineReading(
+        kind="vllm", start_time=other.start_time, counters={}, ttft={}, models={"n": ModelGauges(running=0)}
+    )
+    bench.beat(renamed)
+    bench.beat(renamed)
+    spend = bench.books.totals()[Kind.SPEND]
+    assert spend["compute_down", "chat", "m", "fast"] + spend["compute_loading", "chat", "m", "fast"] > 0
+    assert spend["compute_idle", "chat", "n", "fast"] > 0
+    assert spend["compute_busy", "chat", "n", "fast"] == 0
+
+
+def test_several_models_on_one_page_share_one_name():
+    bench = Bench()
+    models = {"m": ModelGauges(running=1), "n": ModelGauges(running=0)}
+    for _ in range(2):
+        bench.beat(EngineReading(kind="vllm", start_time=None, counters={}, ttft={}, models=models))
+    assert bench.total(Kind.SPEND, "compute_busy", "chat", "several", "fast") > 0
 
 
 def test_a_price_that_changes_inside_an_interval_splits_it():

@@ -79,6 +79,20 @@ def test_no_restart_without_a_start_time_while_all_counters_are_at_or_above_thei
     assert moved(ranks(100, 100), ranks(100, 130)) == [0, 30]
 
 
+def test_a_start_time_that_some_pages_lack_is_no_restart():
+    known, silent = BEGAN - 9, None
+    assert moved(ranks(100, start=known), ranks(130, start=silent), ranks(150, start=known)) == [0, 30, 20]
+
+
+def test_a_restart_is_seen_when_a_start_time_appears_that_is_new():
+    assert moved(ranks(100), ranks(130, start=BEGAN + 6)) == [0, 130]
+    assert moved(ranks(100), ranks(130, start=BEGAN - 60)) == [0, 30]
+
+
+def test_the_first_reading_without_a_start_time_is_a_baseline():
+    assert moved(ranks(100), ranks(101)) == [0, 1]
+
+
 def test_a_start_time_that_trembles_is_no_restart():
     assert moved(ranks(100, start=BEGAN - 9.0), ranks(130, start=BEGAN - 7.1)) == [0, 30]
 
@@ -261,6 +275,12 @@ async def test_scrape_gaps_of_the_sidecar_are_charged_by_real_elapsed_time():
     spent = found["llmcost_spend_usd_total{category=compute_unobserved,engine=chat,model=m,tier=}"]
     assert spent == pytest.approx(47 * 0.80 / 3600, abs=2e-9)
     assert found["llmcost_unobserved_seconds_total{}"] == 0
+
+
+async def test_a_scrape_gap_of_exactly_max_gap_is_charged():
+    found = await played(working(0), working(10), seconds=6 * 3600.0)
+    assert found["llmcost_unobserved_seconds_total{}"] == 0
+    assert found["llmcost_spend_usd_total{category=compute_unobserved,engine=chat,model=m,tier=}"] == pytest.approx(6 * 0.80)
 
 
 async def test_scrape_gaps_above_max_gap_are_counted_and_not_charged():

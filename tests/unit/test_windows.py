@@ -55,6 +55,18 @@ def test_a_thinned_history_is_never_off_by_more_than_a_minute(steps: list[int], 
     assert len(history) <= 6 * 60 + 60 + 3
 
 
+def test_an_old_history_keeps_the_first_value_of_each_minute():
+    history: History[int] = History(fine=2 * MINUTE, keep=10 * MINUTE)
+    for second in range(0, 1201, 7):
+        history.append(second * NANO, second)
+    first_of_minute = {(second // 60): second for second in reversed(range(0, 1201, 7))}
+    for minute in range(11, 17):
+        end_of_minute = (60 * minute + 59) * NANO
+        assert history.before(end_of_minute)[1] == first_of_minute[minute]
+    oldest = history.before(0)[1]
+    assert 1200 - 10 * 60 - 60 <= oldest <= 1200 - 10 * 60
+
+
 def test_the_best_five_minutes_are_known_after_five_minutes_and_forgotten_after_a_week():
     windows = EngineWindows()
     output = 0
@@ -79,6 +91,7 @@ def test_the_best_five_minutes_are_known_after_five_minutes_and_forgotten_after_
         (0.5, (100, 100, 100), 0.05),
         (0.95, (50, 50, 100), 1.0),
         (1.0, (1, 2, 2), 1.0),
+        (0.95, (0, 1, 1), 0.1 + 0.9 * 0.95),
         (0.0, (1, 2, 2), 0.0),
         (0.95, (0, 0, 0), None),
     ],
@@ -86,6 +99,10 @@ def test_the_best_five_minutes_are_known_after_five_minutes_and_forgotten_after_
 def test_quantiles_are_those_of_histogram_quantile(q: float, counts: tuple[int, ...], expected: float | None):
     found = quantile(q, (0.1, 1.0, INF), counts)
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_highest_finite_bound_stands_for_all_above_it():
+    assert quantile(0.5, (1.0, INF), (0, 5)) == 1.0
 
 
 def test_a_histogram_of_one_bucket_has_no_quantile():
