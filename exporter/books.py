@@ -30,7 +30,7 @@ class Books:
 
     def _apply(self, account: Account, amount: Fraction | int) -> None:
         owed = amount + self._rests.get(account, 0)
-        whole = int(owed // 1)
+        whole = int(owed)
         self._rests[account] = Fraction(owed - whole)
         totals = self._totals[account.kind]
         totals[account.labels] = totals.get(account.labels, 0) + whole

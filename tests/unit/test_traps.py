@@ -280,7 +280,9 @@ async def test_scrape_gaps_of_the_sidecar_are_charged_by_real_elapsed_time():
 async def test_a_scrape_gap_of_exactly_max_gap_is_charged():
     found = await played(working(0), working(10), seconds=6 * 3600.0)
     assert found["llmcost_unobserved_seconds_total{}"] == 0
-    assert found["llmcost_spend_usd_total{category=compute_unobserved,engine=chat,model=m,tier=}"] == pytest.approx(6 * 0.80)
+    assert found["llmcost_spend_usd_total{category=compute_unobserved,engine=chat,model=m,tier=}"] == pytest.approx(
+        6 * 0.80
+    )
 
 
 async def test_scrape_gaps_above_max_gap_are_counted_and_not_charged():

@@ -11,7 +11,7 @@ from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices
 from exporter.core.meter import EngineMeter, Terms
 from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.prices import Interval, gpu_timeline
-from exporter.core.readings import EngineReading, Failure
+from exporter.core.readings import EngineReading, Failure, ModelGauges
 from exporter.core.snapshot import EngineView
 from exporter.core.standing import standing_costs
 from exporter.core.view import EngineFacts, engine_view
@@ -118,3 +118,13 @@ async def test_unpriced_time_in_a_window_leaves_it_without_a_cost_per_token():
     await shown.books.post([Entry(Account(Kind.UNPRICED_GPU, ("chat", "any")), 1, 0)])
     view = await shown.beat(page(9000))
     assert view.windows["5m"].usd_per_million_output_tokens is None
+
+
+async def test_an_engine_whose_page_names_no_model_is_shown_under_the_configs():
+    nameless = EngineReading(
+        kind="llamacpp", start_time=None, counters={}, ttft={}, models={"": ModelGauges(running=2, waiting=5)}
+    )
+    for models, name in (((), "unknown"), (("tiny",), "tiny")):
+        view = await Shown(chat(models=models), PRICED).beat(nameless)
+        assert (view.model, list(view.models)) == (name, [name])
+        assert {signal.name: signal.value for signal in view.signals}["queue_depth"] == 5
