@@ -20,7 +20,7 @@ from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
 from exporter.config.model import Config, Role
 from exporter.config.nodes import ConfigError
-from exporter.config.web import load_tls, load_web
+from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.sources.http import new_session
 from exporter.web.board import Board
@@ -71,7 +71,9 @@ class App:
         self._clock = clock or SystemClock()
         self._guard = Guard()
         self._tls: ssl.SSLContext | None = None
-        self._is_open = False
+        self._client_ca: bytes | None = None  # None: no TLS
+        self._web_files: tuple[Path, ...] = ()
+        self._web_ready = asyncio.Event()
         self._config: Config | None = None
         self._view = ConfigView(successful=False, last_success=None)
         self._configured = asyncio.Event()
@@ -108,7 +110,6 @@ class App:
 
     async def _until(self, stop: asyncio.Event, runner: web.AppRunner) -> None:
         """Run all tasks until the event is set; one that crashes ends them all."""
-        self._is_open = True
         async with asyncio.TaskGroup() as group:
             parts = [
                 self._beats(),
@@ -125,6 +126,8 @@ class App:
         """Load the files again; returns their problems, nothing when they are in force with the next beat."""
         problems = self._load_all()
         self._tell(problems)
+        if not problems:
+            log.info("config reloaded")
         return problems
 
     def _tell(self, problems: list[str]) -> None:
@@ -137,22 +140,24 @@ class App:
 
     def _load_all(self) -> list[str]:
         self._seen = self._signature()  # before anything is read: a change meanwhile is one more reload
-        return [*self._load_web(), *self._load()]
+        problems = [*self._load_web(), *self._load()]
+        if problems:
+            self._view = ConfigView(successful=False, last_success=self._view.last_success, problems=tuple(problems))
+        if self._beat is not None:
+            self._beat.config_view = self._view
+        return problems
 
     def _load(self) -> list[str]:
         """Load the config; returns its problems, and leaves the last good one in force."""
         try:
             config = self._options.config or load(self._options.config_file or Path())
         except ConfigError as error:
-            self._view = ConfigView(successful=False, last_success=self._view.last_success, problems=tuple(error.lines))
-            if self._beat is not None:
-                self._beat.config_view = self._view
             return error.lines
         now = self._clock.now().unix_seconds
         self._view = ConfigView(successful=True, last_success=now, warnings=tuple(warnings(config)))
         self._config = config
         if self._beat is not None:
-            self._beat.plan(config, self._view)
+            self._beat.plan(config)
         self._configured.set()
         return []
 
@@ -164,18 +169,31 @@ class App:
         self._guard.broken = not self._guard.adopted
         try:
             config = load_web(path)
+            self._web_files = tuple(path.parent / name for name in config.files())
             tls = config.tls_server_config
-            if self._is_open and (tls is None) != (self._tls is None):
-                return [f"{path}: tls_server_config: expected no change while the port is open, found TLS switched"]
+            client_ca = check_tls(path, tls) if tls else None
+            if self._guard.adopted and client_ca != self._client_ca:
+                text = "expected no change of TLS or the clients' CA without a restart, found one"
+                return [f"{path}: tls_server_config: {text}"]
             if tls is not None:
                 self._tls = self._tls or ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 load_tls(self._tls, path, tls)
         except ConfigError as error:
             return error.lines
+        self._client_ca = client_ca
         self._guard.adopt(config)
+        self._web_ready.set()
         return []
 
     async def _listen(self, runner: web.AppRunner, host: str | None, port: int) -> None:
+        """Listen on one address; what opened for the probes alone opens anew, perhaps with TLS, for the rest."""
+        site = await self._open(runner, host, port)
+        if self._guard.broken:
+            await self._web_ready.wait()
+            await site.stop()
+            await self._open(runner, host, port)
+
+    async def _open(self, runner: web.AppRunner, host: str | None, port: int) -> web.TCPSite:
         while True:
             site = web.TCPSite(runner, host, port, ssl_context=self._tls)
             try:
@@ -190,15 +208,22 @@ class App:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 log.info("listening on %s:%d%s", host or "", port, " with TLS" if self._tls else "")
-                return
+                return site
 
     async def _beats(self) -> None:
         while self._config is None:
             await self._configured.wait()
+        self._board.expects_beats = True
         async with new_session() as session:
             self._beat = Beat(self._config, self._clock, Books(), session, self._board.publish)
             self._beat.config_view = self._view
-            await self._beat.run()
+            try:
+                await self._beat.run()
+            except Exception:
+                if self._options.on_fatal is OnFatal.EXIT:
+                    raise
+                # The engine beside us must not suffer: the probe tells, and whoever watches it restarts us alone.
+                log.exception("the beat has crashed")
 
     async def _watch(self) -> None:
         """Reload when a watched file changes, a symlink in its path included, or when a signal asks."""
@@ -210,13 +235,11 @@ class App:
                 if self._signature() == self._seen:
                     continue
             self._reload_wanted.clear()
-            if not await self.reload():
-                log.info("config reloaded")
+            await self.reload()
 
     def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
         web_file = self._options.web_config_file
-        guarded = tuple(web_file.parent / name for name in self._guard.config.files()) if web_file else ()
-        files = [path for path in (self._options.config_file, web_file, *guarded) if path is not None]
+        files = [path for path in (self._options.config_file, web_file, *self._web_files) if path is not None]
         return tuple(_stat(path) for path in files)
 
     def _empty_snapshot(self) -> Snapshot:

@@ -125,9 +125,9 @@ class Beat:
         self._next: Config | None = None
         self._adopt(config)
 
-    def plan(self, config: Config, view: ConfigView) -> None:
+    def plan(self, config: Config) -> None:
         """Put another config in force at the next beat, which still charges the time before it by the old one."""
-        self._next, self.config_view = config, view
+        self._next = config
 
     async def _replace(self, config: Config) -> None:
         """Adopt another config; what an engine that is gone has pending is booked first."""
@@ -135,7 +135,9 @@ class Beat:
         for name, terms in list(self._terms.items()):
             if name not in kept or kept[name].url != terms.engine.url:
                 await self._books.post(self._meters.pop(name).settle(terms))
+            if name not in kept:
                 del self._sources[name]
+                self._books.forget_windows(name)
         self._adopt(config)
 
     def _adopt(self, config: Config) -> None:
@@ -148,6 +150,7 @@ class Beat:
                 self._sources[engine.name].reads = reads
             else:
                 self._sources[engine.name] = Watched(reads)
+            if engine.name not in self._meters:
                 self._meters[engine.name] = EngineMeter(self._terms[engine.name], self._clock.now().unix_seconds)
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -162,17 +165,19 @@ class Beat:
         """Make one beat: by the plan that held since the last one, then adopt the next plan if there is one."""
         now = self._clock.now()
         interval = await self._charged(self._interval(now))
-        names = list(self._terms)
+        names, standing_accounts = list(self._terms), self._standing_accounts()
         outcomes = await asyncio.gather(*(self._sources[name].read(self._clock) for name in names))
         for name, (outcome, at) in zip(names, outcomes, strict=True):
             entries = self._meters[name].beat(self._terms[name], interval, outcome, at.unix_seconds)
             await self._books.post(entries)
         if interval is not None:
-            await self._books.post(charges(self._standing, interval, self._standing_accounts()))
+            await self._books.post(charges(self._standing, interval, standing_accounts))
         if self._next is not None:
             await self._replace(self._next)
             self._next = None
+        await self._books.post(Entry(account, 0, 0) for account in self._standing_accounts().values())
         for name in self._terms:
+            await self._books.post(self._meters[name].opened(self._terms[name]))
             self._meters[name].remember(now.monotonic)
             self._books.windows(name).record(now.monotonic, self._books.engine_totals(name))
         self.last = now
@@ -197,9 +202,9 @@ class Beat:
 
     def _standing_accounts(self) -> dict[tuple[Category, str], Account]:
         return {
-            (category, name): spend_account(category, terms.engine, self._meters[name].model)
-            for category in (Category.STORAGE, Category.OTHER)
-            for name, terms in self._terms.items()
+            (item.category, name): spend_account(item.category, self._terms[name].engine, self._meters[name].model)
+            for item in self._standing
+            for name in item.payers
         }
 
     def _snapshot(self, now: Instant) -> Snapshot:

@@ -24,7 +24,14 @@ class Books:
         self._windows: dict[str, EngineWindows] = {}
 
     async def post(self, entries: Iterable[Entry]) -> None:
-        """Book entries, all or none; amounts must not be negative."""
+        """Book entries, all or none.
+
+        Raises:
+            ValueError: an amount is negative; nothing has been booked.
+        """
+        entries = list(entries)
+        if any(entry.amount < 0 for entry in entries):
+            raise ValueError("expected amounts of 0 or more")
         for account, amount, _ in entries:
             self._apply(account, amount)
 
@@ -47,6 +54,10 @@ class Books:
         """Return what one engine has cost and done."""
         kinds = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
         return EngineTotals(*(self._by_engine.get((kind, engine), 0) for kind in kinds))
+
+    def forget_windows(self, engine: str) -> None:
+        """Begin the windows of an engine anew: it was away, and its past says nothing of the present."""
+        self._windows.pop(engine, None)
 
     def windows(self, engine: str) -> EngineWindows:
         """Return the windows of one engine, empty ones for an engine not seen before."""

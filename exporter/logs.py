@@ -16,6 +16,13 @@ def set_up(level: str, line_format: str) -> None:
     handler.setFormatter(_Json() if line_format == "json" else _Logfmt())
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Leave out requests that are no HTTP: they are the sender's mistake, and their text may hold a secret."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not type(error).__module__.startswith("aiohttp.http")
 
 
 def _facts(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str, str]:

@@ -66,6 +66,8 @@ class Bench:
         self.first = False
         for account, amount, _ in self.meter.beat(self.terms, interval, outcome, self.at):
             self.books._apply(account, amount)
+        for account, amount, _ in self.meter.opened(self.terms):
+            self.books._apply(account, amount)
 
     def seconds(self, price: str = "0.80") -> Mapping[str, float]:
         per_second = Fraction(price) * NANO / 3600

@@ -46,7 +46,12 @@ class Address(click.ParamType[tuple[str | None, int]]):
         match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*):(\d{1,5})", str(value))
         if not match or int(match[2]) > 65535:  # noqa: PLR2004 - the highest port
             return self.fail(f"expected an address like :9409 or 127.0.0.1:9409, found {str(value)!r}", param, ctx)
-        return match[1].strip("[]") or None, int(match[2])
+        host = match[1].strip("[]")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            return self.fail(f"expected a host name before the port, found {host!r}", param, ctx)
+        return host or None, int(match[2])
 
 
 DURATION = ScalarType(units.DURATION, "duration")

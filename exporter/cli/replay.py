@@ -38,6 +38,8 @@ def replay(file: Path, listen: tuple[str | None, int], loop: str, speed: float, 
         playback = Playback(
             records, loop=Loop(loop), began=clock.now().unix_seconds, speed=float(speed), skip=skip or 0.0
         )
+        if playback.cue(clock.now().unix_seconds) is None:
+            raise RecordingError(f"{file}: expected --skip within the recording, found one beyond its end")  # noqa: TRY301
         asyncio.run(_serve(playback, clock, listen))
     except RecordingError as error:
         raise SystemExit(fail([str(error)], 2)) from None

@@ -27,6 +27,7 @@ from exporter.config.model import (
 from exporter.config.nodes import parse_as, read_file
 
 _SHORTEST_INTERVAL_SECONDS: Final = 0.1
+_FEWEST_BEATS_OF_A_GAP: Final = 4  # a beat is always a moment longer than the interval
 
 
 def load(path: Path) -> Config:
@@ -51,6 +52,9 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (path, problem) for what no single value shows."""
     if config.interval < _SHORTEST_INTERVAL_SECONDS:
         yield "interval", f"expected {_SHORTEST_INTERVAL_SECONDS} s or more, found {config.interval:g} s"
+    if config.max_gap < _FEWEST_BEATS_OF_A_GAP * config.interval:
+        least = _FEWEST_BEATS_OF_A_GAP * config.interval
+        yield "max_gap", f"expected at least four beats, {least:g} s, found {config.max_gap:g} s"
     yield from _engines(config)
     yield from _shares(config.engines)
     yield from _prices(config)
@@ -97,6 +101,8 @@ def _shares(engines: tuple[Engine, ...]) -> Iterator[tuple[str, str]]:
     for index, engine in enumerate(engines):
         if isinstance(engine.gpus, Fraction):
             continue
+        if not engine.gpus:
+            yield f"engines[{index}].gpus", "expected at least one device or a number, found an empty list"
         for position, gpu in enumerate(engine.gpus):
             path = f"engines[{index}].gpus[{position}]"
             share = gpu if isinstance(gpu, GpuShare) else GpuShare(uuid=gpu)
@@ -182,7 +188,8 @@ def warnings(config: Config) -> list[str]:
 
 
 def _by_name(prices: Prices, name: str | None) -> list[str]:
-    if prices.gpu is None or prices.gpu.by_name is None or name in prices.gpu.by_name:
+    forms: tuple[GpuPrice | DatedPrice, ...] = (prices.gpu, *prices.gpu.timeline) if prices.gpu else ()
+    if all(form.by_name is None or name in form.by_name for form in forms):
         return []
     found = f"gpu.name is {name!r}" if name else "gpu.name is not set"
     return [f"prices.gpu.by_name: no price applies, since {found}; GPU time is counted as unpriced"]

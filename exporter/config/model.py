@@ -224,7 +224,7 @@ class Cap(Section, frozen=True, kw_only=True):
     """What a gateway that asks is told."""
 
     mode: CapMode = CapMode.SHADOW
-    deny_status: Annotated[int, units.WHOLE_POSITIVE] = 402
+    deny_status: Annotated[int, units.DENY_STATUS] = 402
     max_age: Duration = 120.0
     on_unknown: OnUnknown = OnUnknown.ALLOW
     exempt_features: tuple[Name, ...] = ()

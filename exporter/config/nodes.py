@@ -19,7 +19,7 @@ from exporter.config.units import NAME, Scalar
 Node = Any  # one of PyYAML's, which is loaded when a file is read: a start with flags alone need not wait for it
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _DEEPEST: Final = 12
-_LARGEST_FILE_BYTES: Final = 2**20
+_LARGEST_FILE_BYTES: Final = 2**17  # a reload reads it between two beats
 _MOST_VALUES: Final = 10_000
 _LONGEST_SHOWN: Final = 40
 

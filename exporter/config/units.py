@@ -3,11 +3,13 @@
 import re
 import unicodedata
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
+
+import yarl
 
 
 class Scalar(NamedTuple):
@@ -96,6 +98,8 @@ def _url(text: str) -> str:
     _ = parts.port  # raises ValueError when it is no port
     if parts.query or parts.fragment or not text.isprintable() or " " in text:
         raise ValueError(text)
+    if not yarl.URL(text).raw_host:  # what will ask it must understand it as well
+        raise ValueError(text)
     return text
 
 
@@ -109,7 +113,7 @@ def _instant(text: str) -> int:
     """Parse an ISO 8601 date or time into Unix nanoseconds; without a zone it is UTC."""
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp()) * 1_000_000_000
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1) * 1000
 
 
 def _flag(text: str) -> bool:
@@ -130,6 +134,7 @@ GPU_SHARE: Final = Scalar("a share of one GPU above 0, up to 1", _bounded(Decima
 SLICES: Final = Scalar("a number of compute slices from 1 to 7", _whole(1, 7))
 WHOLE: Final = Scalar("a whole number, 0 or more", _whole(0, 10**12))
 WHOLE_POSITIVE: Final = Scalar("a whole number, 1 or more", _whole(1, 10**12))
+DENY_STATUS: Final = Scalar("an HTTP status from 400 to 599", _whole(400, 599))
 NAME: Final = Scalar(f"a name of 1 to {_LONGEST_NAME} printable characters", _name)
 URL: Final = Scalar("an address like http://127.0.0.1:8000, without user, password or query", _url, secret=True)
 PATH: Final = Scalar("the path of a file", _line)

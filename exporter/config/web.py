@@ -80,17 +80,25 @@ class WebConfig(Section, frozen=True, kw_only=True):
 
 
 def load_web(path: FilePath) -> WebConfig:
-    """Read a web config and see whether its certificates can be used; their names are relative to the config's folder.
+    """Read a web config; the names of its files are relative to its folder.
 
     Raises:
         ConfigError: with every problem that the file has.
     """
-    config = parse_as(WebConfig, read_file(path), str(path), _disagreements)
-    for name in config.files():
+    return parse_as(WebConfig, read_file(path), str(path), _disagreements)
+
+
+def check_tls(path: FilePath, tls: TlsServerConfig) -> bytes:
+    """See whether certificates can be used, and return those of the clients' CA, empty where none is asked for.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    client_ca = read_file(path.parent / tls.client_ca_file) if tls.client_ca_file else b""
+    for name in (tls.cert_file, tls.key_file):
         read_file(path.parent / name)  # names the file that cannot be read; ssl does not
-    if config.tls_server_config:
-        load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path, config.tls_server_config)
-    return config
+    load_tls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path, tls)
+    return client_ca
 
 
 def _disagreements(config: WebConfig) -> Iterator[tuple[str, str]]:
@@ -115,8 +123,7 @@ def load_tls(context: ssl.SSLContext, path: FilePath, tls: TlsServerConfig) -> N
     """
     versions = {TlsVersion.TLS12: ssl.TLSVersion.TLSv1_2, TlsVersion.TLS13: ssl.TLSVersion.TLSv1_3}
     context.minimum_version = versions[tls.min_version]
-    if tls.max_version:
-        context.maximum_version = versions[tls.max_version]
+    context.maximum_version = versions[tls.max_version] if tls.max_version else ssl.TLSVersion.MAXIMUM_SUPPORTED
     try:
         # A password is never asked for: the prompt would wait at the terminal.
         context.load_cert_chain(path.parent / tls.cert_file, path.parent / tls.key_file, password=lambda: "")

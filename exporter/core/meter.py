@@ -20,6 +20,7 @@ UNKNOWN_MODEL: Final = "unknown"
 SEVERAL_MODELS: Final = "several"
 ABANDONED: Final = "abandoned"
 _COMPUTE: Final = tuple(category for category in Category if category.startswith("compute_"))
+_NOBODY_THERE: Final = ("refused", "unreachable", "loading")
 _TOKENS: Final = {
     Counted.PROMPT_TOKENS: Kind.PROMPT_TOKENS,
     Counted.CACHED_PROMPT_TOKENS: Kind.CACHED_PROMPT_TOKENS,
@@ -60,7 +61,9 @@ class EngineMeter:
         self.last_cold_start: ColdStart | None = None
         self.ttft: dict[str, Buckets] = {}
         self.answered = False
-        self._failed_before_first = False
+        self.is_loading = True  # not up, and not known to be down
+        self._was_absent = False  # before its first answer
+        self._counts: frozenset[Counted] = frozenset()
         self._ran = False
         self._baselines = Baselines(watched_since)
         self._pending: list[Interval] = []
@@ -78,9 +81,24 @@ class EngineMeter:
         """
         if isinstance(outcome, Failure):
             self.reading = None
-            self._failed_before_first |= not self.answered
-            return list(self._without_reading(terms, interval, outcome))
+            self.is_loading = outcome.loading or not self.answered
+            self._was_absent |= not self.answered and outcome.reason in _NOBODY_THERE
+            return list(self._without_reading(terms, interval))
         return self._with_reading(terms, interval, outcome, at)
+
+    def opened(self, terms: Terms) -> Iterator[Entry]:
+        """Yield entries of 0 for all that is known to come, so that `increase()` sees the first step."""
+        labels = (terms.engine.name, self.model, terms.engine.tier or "")
+        for category in _COMPUTE if terms.engine.gpus_charged else ():
+            if self.answered or category is Category.COMPUTE_LOADING:
+                yield Entry(spend_account(category, terms.engine, self.model), 0, 0)
+                yield Entry(Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), 0, 0)
+        yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
+        for counted in (Counted.PROMPT_TOKENS, Counted.CACHED_PROMPT_TOKENS, Counted.OUTPUT_TOKENS):
+            if counted in self._counts and self.model != SEVERAL_MODELS:
+                yield Entry(Account(_TOKENS[counted], labels), 0, 0)
+        if Counted.HTTP_REQUESTS in self._counts:
+            yield Entry(Account(Kind.REQUESTS, (terms.engine.name, self.model, ABANDONED)), 0, 0)
 
     def ttft_quantile(self, q: float, now: int, window: int) -> float | None:
         """Return the TTFT quantile (seconds) over a window, both in monotonic nanoseconds; None without requests."""
@@ -100,13 +118,10 @@ class EngineMeter:
         """Keep this beat's TTFT for the windows to come (monotonic nanoseconds)."""
         self._ttft_history.append(now, dict(self.ttft))
 
-    def _without_reading(self, terms: Terms, interval: Interval | None, failure: Failure) -> Iterator[Entry]:
-        if not self.answered:
-            yield Entry(spend_account(Category.COMPUTE_LOADING, terms.engine, self.model), 0, 0)
-            yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
+    def _without_reading(self, terms: Terms, interval: Interval | None) -> Iterator[Entry]:
         if interval is None:
             return
-        if not self.answered or failure.loading:
+        if self.is_loading:
             yield from self.settle(terms)
             yield from self._compute(terms, Category.COMPUTE_LOADING, interval)
             return
@@ -121,17 +136,17 @@ class EngineMeter:
 
     def _with_reading(self, terms: Terms, interval: Interval | None, reading: EngineReading, at: float) -> list[Entry]:
         movement = self._baselines.advance(reading, at)
-        model = _model_of(reading, terms)
-        entries = list(self._opened(terms, reading, model)) if model != self.model or not self.answered else []
+        entries: list[Entry] = []
         waited, self._pending = [*self._pending, *([interval] if interval else [])], []
         for stretch in waited:
             for category, part in self._bought(terms, stretch, reading, movement):
                 entries += self._compute(terms, category, part)
-        self.model = model
+        self.model = _model_of(reading, terms)
+        self._counts = frozenset(series.counted for series in reading.counters)
         entries += self._counted(terms, movement)
         entries += self._hung_up(terms, reading, movement)
         entries += self._cold_start(terms, reading, movement, at)
-        self.reading, self.answered = reading, True
+        self.reading, self.answered, self.is_loading = reading, True, False
         self._ran = _running(reading)
         return entries
 
@@ -166,22 +181,6 @@ class EngineMeter:
                 account = spend_account(category, terms.engine, self.model)
                 yield Entry(account, cost(piece.duration_ns, price * gpus), piece.start)
 
-    def _opened(self, terms: Terms, reading: EngineReading, model: str) -> Iterator[Entry]:
-        """Begin at 0 what is known from the first answer on, so that `increase()` sees the first step."""
-        for category in _COMPUTE if terms.engine.gpus_charged else ():
-            yield Entry(spend_account(category, terms.engine, model), 0, 0)
-            yield Entry(Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), 0, 0)
-        counted = {series.counted for series in reading.counters}
-        for token in (
-            Counted.PROMPT_TOKENS,
-            Counted.OUTPUT_TOKENS,
-            *counted.intersection({Counted.CACHED_PROMPT_TOKENS}),
-        ):
-            yield Entry(Account(_TOKENS[token], (terms.engine.name, model, terms.engine.tier or "")), 0, 0)
-        yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
-        if Counted.HTTP_REQUESTS in counted:
-            yield Entry(Account(Kind.REQUESTS, (terms.engine.name, model, ABANDONED)), 0, 0)
-
     def _counted(self, terms: Terms, movement: Movement) -> Iterator[Entry]:
         name, tier = terms.engine.name, terms.engine.tier or ""
         for series, moved in movement.counters.items():
@@ -215,7 +214,7 @@ class EngineMeter:
 
     def _cold_start(self, terms: Terms, reading: EngineReading, movement: Movement, at: float) -> Iterator[Entry]:
         worked_before = any(value for series, value in reading.counters.items() if series.counted in _TOKENS)
-        came_up = not self.answered and self._failed_before_first and not worked_before
+        came_up = not self.answered and self._was_absent and not worked_before
         if movement.restarted or movement.started is not None or came_up:
             self.last_cold_start = ColdStart(began=movement.started or reading.start_time, answered=at)
             yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 1, 0)

@@ -5,7 +5,6 @@ what is smaller than one waits in its account until it is one, so that any split
 the same sum.
 """
 
-from collections.abc import Sequence
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -74,19 +73,3 @@ def nano_usd(usd: Decimal) -> Fraction:
 def cost(duration_ns: int, nano_usd_per_hour: Fraction) -> Fraction:
     """Return what a duration (nanoseconds) costs at an hourly rate, in exact nano-dollars."""
     return nano_usd_per_hour * duration_ns / (3600 * NANO)
-
-
-def shares(total: int, weights: Sequence[Fraction | int]) -> list[int]:
-    """Split an integer in proportion to weights, by largest remainder: the parts sum to `total` exactly.
-
-    Equal remainders go to the earlier part. Weights must not be negative and not all 0 (ValueError).
-    """
-    whole = sum(weights)
-    if not whole or min(weights) < 0:
-        raise ValueError("weights must not be negative and must not all be 0")
-    exact = [Fraction(total) * weight / whole for weight in weights]
-    parts = [int(part // 1) for part in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda index: (parts[index] - exact[index], index))
-    for index in by_remainder[: total - sum(parts)]:
-        parts[index] += 1
-    return parts

@@ -28,7 +28,7 @@ class EngineFacts:
 
 
 def engine_view(config: Config, costs: tuple[StandingCost, ...], facts: EngineFacts, now: Instant) -> EngineView:
-    """Derive all gauges of one engine. What rests on the engine's page is None while the page cannot be read."""
+    """Derive all gauges of one engine; what tells the engine's present is None while its page cannot be read."""
     engine, meter = facts.terms.engine, facts.meter
     price = in_force(facts.terms.gpu_prices, now.wall)
     rate = _usd_per_hour(costs, facts.terms, price, now)
@@ -42,7 +42,7 @@ def engine_view(config: Config, costs: tuple[StandingCost, ...], facts: EngineFa
         tier=engine.tier or "",
         workload=engine.workload,
         kind=meter.reading.kind if meter.reading else None,
-        state="up" if meter.reading else ("down" if meter.answered else "loading"),
+        state="up" if meter.reading else ("loading" if meter.is_loading else "down"),
         gpus=float(engine.gpus_charged),
         gpu=facts.terms.gpu,
         gpu_price_usd_per_hour=None if price.nano_usd_per_hour is None else float(price.nano_usd_per_hour / NANO),

@@ -75,6 +75,8 @@ LLAMACPP: Final = Dialect(
     ttft=(),
 )
 
+_BEYOND_ANY_COUNT: Final = 2.0**63
+
 DIALECTS: Final = (VLLM, LLAMACPP)
 
 # Pages that are often pointed at by mistake, and what to do instead.
@@ -127,7 +129,7 @@ def wanted_names(dialect: Dialect) -> frozenset[str]:
 
 
 def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disaggregation) -> EngineReading:
-    """Turn the wanted samples of a page into a reading; a value that is no number is as if it were not there.
+    """Turn the wanted samples of a page into a reading; a value that can be no count is as if it were not there.
 
     Raises:
         ExpositionError: a histogram is not whole.
@@ -140,7 +142,7 @@ def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disag
     for counted, alternatives in names.items():
         for sample in _chosen(page, alternatives):
             series = _counter(dialect, counted, sample)
-            if series is not None and math.isfinite(sample.value) and sample.value >= 0:
+            if series is not None and _is_count(sample.value):
                 counters.setdefault(series, round(sample.value))
     return EngineReading(
         kind=dialect.kind,
@@ -201,7 +203,7 @@ def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], names: tuple[s
     values: dict[str, list[float]] = {}
     found = next((page[name] for name in names if name in page), [])
     for sample in {sample.labels: sample for sample in reversed(found)}.values():  # of the same series, the first
-        if math.isfinite(sample.value) and sample.value >= 0:
+        if _is_count(sample.value):
             values.setdefault(_identity(sample.labels, dialect.model_label)[0], []).append(sample.value)
     return values
 
@@ -233,15 +235,20 @@ def _bound(labels: Labels, name: str) -> float:
     return bound
 
 
+def _is_count(value: float) -> bool:
+    """Tell whether a value can be a number of things; NaN is not, nor is what no engine reaches in a lifetime."""
+    return 0 <= value < _BEYOND_ANY_COUNT
+
+
 def _count(value: float, name: str) -> int:
-    if not math.isfinite(value) or value < 0:
+    if not _is_count(value):
         raise ExpositionError(f"{name}_bucket: expected a count, found {value}")
     return round(value)
 
 
 def _whole_histogram(counts: dict[float, int], total: float | None, name: str) -> Buckets:
     bounds = tuple(sorted(counts))
-    if bounds[-1] != math.inf or total is None or not math.isfinite(total):
+    if bounds[-1] != math.inf or total is None or not _is_count(total):
         raise ExpositionError(f"{name}: expected a whole histogram, found one without its +Inf bucket or its sum")
     return Buckets(bounds, tuple(counts[bound] for bound in bounds), total)
 

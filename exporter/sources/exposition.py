@@ -120,6 +120,15 @@ def _split(line: str, index: int) -> tuple[str, tuple[tuple[str, str], ...], lis
     return name, tuple(sorted(pairs)), rest.split()
 
 
+def cut(line: str) -> tuple[str, str, str] | None:
+    """Cut a sample line into what stands before its value, the value, and what follows; None when it is no sample."""
+    match = _SAMPLE.fullmatch(line)
+    if match is None:
+        return None
+    value, space, rest = match[3].partition(" ")
+    return line[: match.start(3)], value, space + rest
+
+
 def _head(line: str) -> str:
     """Return what stands before the value, or the line itself where nothing does."""
     return line.rpartition(" ")[0] or line

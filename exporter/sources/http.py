@@ -12,6 +12,8 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from exporter.sources.names import Resolver
+
 LARGEST_PAGE_BYTES: Final = 32 * 2**20
 _MOST_REDIRECTS: Final = 5
 _LARGEST_ERROR_BYTES: Final = 4096
@@ -76,7 +78,7 @@ def metrics_url(url: str) -> str:
 
 def new_session() -> aiohttp.ClientSession:
     """Make a session that never keeps a connection: servers close idle ones just when the next beat wants them."""
-    connector = aiohttp.TCPConnector(force_close=True, limit=0)
+    connector = aiohttp.TCPConnector(force_close=True, limit=0, resolver=Resolver())
     return aiohttp.ClientSession(connector=connector, auto_decompress=True, raise_for_status=False, trust_env=False)
 
 
@@ -152,9 +154,9 @@ def _authorization(token_file: str | None) -> dict[str, str]:
     try:
         token = Path(token_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError("token_file", f"cannot read the token file {token_file}") from error
+        raise SourceError("token_file", "cannot read the file that token_file names") from error
     if not token or not token.isprintable():
-        raise SourceError("token_file", f"the token file {token_file} holds no token")
+        raise SourceError("token_file", "the file that token_file names holds no token")
     return {"Authorization": f"Bearer {token}"}
 
 

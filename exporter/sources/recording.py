@@ -6,6 +6,7 @@ nothing answered.
 
 import json
 import lzma
+import math
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
+
+from exporter.sources.exposition import cut
 
 _LINES_PER_STREAM: Final = 60  # a file that is cut off loses no more than these
 _START_TIME: Final = "process_start_time_seconds"
@@ -109,13 +112,26 @@ def _lines(file: lzma.LZMAFile) -> Iterator[bytes]:
 def _record(line: bytes, number: int, path: Path) -> Record:
     try:
         found = json.loads(line)
+        at = float(found["at"])
         if found.get("error"):
-            return Record(float(found["at"]), error=str(found["error"]))
-        packed = zlib.compress(found["body"].encode())
-        return Record(float(found["at"]), int(found["status"]), str(found["type"]), packed)
+            record = Record(at, error=str(found["error"]))
+        else:
+            packed = zlib.compress(found["body"].encode())
+            record = Record(at, int(found["status"]), str(found["type"]), packed)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        expected = 'a JSON object with "at" and "status", "type", "body", or "error"'
-        raise RecordingError(f"{path}: line {number}: expected {expected}, found something else") from error
+        raise _odd(number, path) from error
+    if (
+        not math.isfinite(at)
+        or not (record.error or record.status in range(100, 600))
+        or not record.content_type.isprintable()
+    ):
+        raise _odd(number, path)
+    return record
+
+
+def _odd(number: int, path: Path) -> RecordingError:
+    expected = 'a JSON object with "at" and "status", "type", "body", or "error"'
+    return RecordingError(f"{path}: line {number}: expected {expected}, found something else")
 
 
 class Life(NamedTuple):
@@ -143,7 +159,7 @@ class Playback:
         self._records = records
         self._loop, self._began, self._speed, self._skip = loop, began, speed, skip
         self._times = [record.at for record in records]
-        step = (self._times[-1] - self._times[0]) / (len(records) - 1) if len(records) > 1 else _USUAL_STEP_SECONDS
+        step = (self._times[-1] - self._times[0]) / max(len(records) - 1, 1) or _USUAL_STEP_SECONDS
         self._first_page = next(index for index, record in enumerate(records) if record.error is None)
         # Going on means that no pass but the first has the time before the engine's first answer.
         self._again_from = self._times[self._first_page] if loop is Loop.CONTINUE else self._times[0]
@@ -217,41 +233,51 @@ class Playback:
 
 
 def _start_time(body: str) -> float | None:
-    return next((float(line.split()[1]) for line in body.splitlines() if line.startswith(_START_TIME + " ")), None)
+    return next((value for name, _, value, _, _ in _samples(body) if name == _START_TIME), None)
 
 
-def _samples(body: str) -> Iterator[tuple[str, str, bool]]:
-    """Yield (line, name of its sample or "", whether it counts) for each line of a page."""
+def _samples(body: str) -> Iterator[tuple[str, str, float | None, str, bool]]:
+    """Yield each line as (name, what stands before the value, value, what follows, whether it counts).
+
+    A line that is no sample, or has no number, comes whole as what stands before a value of None.
+    """
     cumulative: set[str] = set()
     for line in body.split("\n"):
-        if line.startswith("# TYPE "):
-            words = line.split()
-            if len(words) == 4 and words[3] in ("counter", "histogram", "summary"):  # noqa: PLR2004 - # TYPE name type
-                suffixes = ("", "_total") if words[3] == "counter" else ("_bucket", "_sum", "_count")
-                cumulative.update(words[2] + suffix for suffix in suffixes)
-        name = "" if line.startswith("#") else line.partition("{")[0].partition(" ")[0]
-        yield line, name, name in cumulative
+        words = line.split()
+        if line.startswith("# TYPE ") and words[-1] in ("counter", "histogram", "summary"):
+            suffixes = ("", "_total") if words[-1] == "counter" else ("_bucket", "_sum", "_count")
+            cumulative.update(words[2] + suffix for suffix in suffixes)
+        parts = None if line.startswith("#") else cut(line)
+        value = _number(parts[1]) if parts else None
+        if parts is None or value is None:
+            yield "", line, None, "", False
+        else:
+            name = parts[0].partition("{")[0].strip()
+            yield name, parts[0], value, parts[2], name in cumulative
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _counters(body: str) -> Mapping[str, float]:
-    found = {}
-    for line, _, counts in _samples(body):
-        if counts:
-            head, _, value = line.rpartition(" ")
-            found[head] = float(value)
-    return found
+    return {head: value for _, head, value, _, counts in _samples(body) if counts and value is not None}
 
 
 def _moved(body: str, on_new_clock: Callable[[float], float], start: float | None, offset: Mapping[str, float]) -> str:
-    lines = []
-    for line, name, counts in _samples(body):
-        head, _, value = line.rpartition(" ")
-        if name == _START_TIME and start is not None:
-            lines.append(f"{head} {on_new_clock(start)!r}")
+    lines: list[str | None] = []  # None: as it stands
+    for name, head, value, rest, counts in _samples(body):
+        if value is None:
+            lines.append(None)
+        elif name == _START_TIME and start is not None:
+            lines.append(f"{head}{on_new_clock(start)!r}{rest}")
         elif name.endswith("_created"):
-            lines.append(f"{head} {on_new_clock(float(value))!r}")
+            lines.append(f"{head}{on_new_clock(value)!r}{rest}")
         elif counts and offset.get(head):
-            lines.append(f"{head} {float(value) + offset[head]!r}")
+            lines.append(f"{head}{value + offset[head]!r}{rest}")
         else:
-            lines.append(line)
-    return "\n".join(lines)
+            lines.append(None)
+    return "\n".join(new if new is not None else old for new, old in zip(lines, body.split("\n"), strict=True))

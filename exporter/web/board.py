@@ -19,7 +19,7 @@ class Board:
         """Begin with a snapshot that no beat has made; `own` writes the exporter's own page part beside a beat's."""
         self._clock, self._own = clock, own
         self._writer = PageWriter(ROWS)
-        self._beats = False
+        self.expects_beats = False
         self._published = clock.now().monotonic
         self.snapshot = first
         self._page = self._writer.write(first)
@@ -27,15 +27,14 @@ class Board:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Replace the snapshot; one that holds engines is a beat's."""
-        self._beats = bool(snapshot.engines)
         self._published = self._clock.now().monotonic
         self.snapshot = snapshot
-        self._page = self._writer.write(snapshot, self._own() if self._beats else b"")
+        self._page = self._writer.write(snapshot, self._own() if snapshot.engines else b"")
         self._old_page = None
 
     def page(self) -> Page:
         """Return the page; after three missed beats only its counters and health families."""
-        if not self._beats or self._age_seconds() <= _MISSED_BEATS * self.snapshot.interval_seconds:
+        if not self.expects_beats or self._age_seconds() <= _MISSED_BEATS * self.snapshot.interval_seconds:
             return self._page
         if self._old_page is None:
             self._old_page = self._writer.write(self.snapshot, self._own(), only_staying=True)
@@ -43,7 +42,7 @@ class Board:
 
     def is_alive(self) -> bool:
         """Tell whether the beat has shown life in the last minute, or has never had to."""
-        return not self._beats or self._age_seconds() <= max(
+        return not self.expects_beats or self._age_seconds() <= max(
             _DEAD_SECONDS, _MISSED_BEATS * self.snapshot.interval_seconds
         )
 

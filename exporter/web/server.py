@@ -44,7 +44,7 @@ def make_app(board: Board, guard: Guard, reload: Callable[[], Awaitable[list[str
     async def metrics(request: web.Request) -> web.Response:
         page = board.page()
         headers = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding"}
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
+        if _takes_gzip(request.headers.get("Accept-Encoding", "")):
             return web.Response(body=page.compressed, headers={**headers, "Content-Encoding": "gzip"})
         return web.Response(body=page.body, headers=headers)
 
@@ -84,6 +84,14 @@ def make_app(board: Board, guard: Guard, reload: Callable[[], Awaitable[list[str
         ]
     )
     return app
+
+
+def _takes_gzip(accepted: str) -> bool:
+    for choice in accepted.lower().split(","):
+        name, _, weight = choice.replace(" ", "").partition(";q=")
+        if name == "gzip":
+            return weight.strip("0.") != "" or not weight
+    return False
 
 
 def _elsewhere(board: Board) -> Handler:

@@ -1,8 +1,10 @@
 """The exporter as its users run it: a process beside an engine."""
 
 import gzip
+import http.client
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -374,9 +376,139 @@ def test_a_port_that_opened_without_tls_never_asks_for_passwords_in_clear_text(t
         write(web, f"basic_auth_users: {{alice: {hashed}}}\n{tls}\n")
         exporter.process.send_signal(signal.SIGHUP)
         for _ in range(100):
-            if "TLS switched" in exporter.log.read_text():
+            if "with TLS" in exporter.log.read_text():
                 break
             time.sleep(0.05)
-        assert "TLS switched" in exporter.log.read_text()
+        assert "with TLS" in exporter.log.read_text()
+        with pytest.raises((OSError, http.client.HTTPException)):  # plain HTTP is over
+            exporter.ask("/-/ready")
+        assert certificate_shown(exporter) == (tmp_path / "server.pem").read_text()
+        assert exporter.end() == 0
+
+
+def test_a_bad_web_config_is_told_on_the_page_and_the_good_one_stays_in_force(tmp_path: Path):
+    hashed = bcrypt.hashpw(b"x", bcrypt.gensalt(rounds=4)).decode()
+    web = write(tmp_path / "web.yml", f"basic_auth_users: {{alice: {hashed}}}\n")
+    alice = "Basic " + b64encode(b"alice:x").decode()
+    with running(tmp_path, "serve", *flags("http://127.0.0.1:9"), f"--web.config.file={web}") as exporter:
+        write(web, "basic_auth_users: [oops]\n")
+        exporter.process.send_signal(signal.SIGHUP)
+
+        def reload_is_told_bad() -> bool:
+            page = samples(exporter.ask("/metrics", Authorization=alice).text)
+            return page["llmcost_config_last_reload_successful{}"] == 0
+
+        for _ in range(100):
+            if reload_is_told_bad():
+                break
+            time.sleep(0.05)
+        assert reload_is_told_bad()
+        assert "basic_auth_users" in exporter.ask("/", Authorization=alice).text
+        assert exporter.ask("/metrics").status == 401
+
+
+def test_a_certificate_that_comes_late_opens_the_port_with_tls(tmp_path: Path):
+    web = write(tmp_path / "web.yml", "tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+    arguments = (*flags("http://127.0.0.1:9"), f"--web.config.file={web}", "--on-fatal=degrade")
+    with running(tmp_path, "serve", *arguments) as exporter:
         assert exporter.ask("/metrics").status == 503
-        stays_up(exporter)
+        make_certificate(tmp_path)
+        for _ in range(150):
+            if "with TLS" in exporter.log.read_text():
+                break
+            time.sleep(0.05)
+        assert certificate_shown(exporter) == (tmp_path / "server.pem").read_text()
+
+
+def test_another_ca_for_clients_is_not_taken_up_without_a_restart(tmp_path: Path):
+    """OpenSSL can add a CA to a living context but take none away: to go on trusting the old one would be worse."""
+    make_certificate(tmp_path)
+    make_certificate(tmp_path, "client")
+    files = "cert_file: server.pem, key_file: server.key, client_ca_file: client.pem"
+    tls = f"{{{files}, client_auth_type: VerifyClientCertIfGiven}}"
+    web = write(tmp_path / "web.yml", f"tls_server_config: {tls}\n")
+    arguments = ("serve", *flags("http://127.0.0.1:9"), f"--web.config.file={web}")
+    with running(tmp_path, *arguments, port=free_port(), wait=False) as exporter:
+        certificate_shown(exporter)
+        make_certificate(tmp_path, "client")
+        for _ in range(100):
+            if "without a restart" in exporter.log.read_text():
+                break
+            time.sleep(0.05)
+        assert "expected no change of TLS or the clients' CA without a restart" in exporter.log.read_text()
+
+
+def test_what_is_no_http_leaves_no_trace_of_itself_in_the_log(tmp_path: Path):
+    with running(tmp_path, "serve", *flags("http://127.0.0.1:9")) as exporter:
+        with socket.create_connection(("127.0.0.1", exporter.port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nAuthorization: Bearer s3cret" + b"x" * 20_000 + b"\r\n\r\n")
+            connection.recv(100)
+        with socket.create_connection(("127.0.0.1", exporter.port)) as connection:
+            connection.sendall(b"s3cret\r\n\r\n")
+            connection.recv(100)
+        assert exporter.end() == 0
+        assert "s3cret" not in exporter.log.read_text()
+        assert "Traceback" not in exporter.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("deflate, gzip;q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("xgzip", False),
+        ("", False),
+    ],
+)
+def test_gzip_is_sent_to_who_takes_it(tmp_path: Path, accepted: str, packed: bool):
+    with running(tmp_path, "serve", *flags("http://127.0.0.1:9")) as exporter:
+        reply = exporter.ask("/metrics", Accept_Encoding=accepted)
+        assert (reply.headers.get("content-encoding") == "gzip") == packed
+
+
+@pytest.mark.parametrize("address", ["..:9411", "a" * 70 + ":9411", "nowhere", ":99999", "[::1:9409"])
+def test_an_address_that_is_none_is_refused_in_one_line(address: str):
+    done = serve_once(*flags("http://127.0.0.1:9"), f"--web.listen-address={address}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr.decode()
+
+
+@pytest.mark.parametrize("url", ["http://a\\b:8000", "http://" + "é" * 64 + ".example:80"])
+def test_an_address_that_nobody_can_ask_is_refused(tmp_path: Path, url: str):
+    done = serve_once(f"--engine.url={url}", "--gpu.usd-per-hour=1")
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+    config = write(tmp_path / "config.yml", CONFIG.format(url="http://127.0.0.1:9", price="0.80"))
+    with running(tmp_path, "serve", f"--config.file={config}") as exporter:
+        write(config, CONFIG.format(url=url.replace("\\", "\\\\"), price="0.80"))
+        assert exporter.ask("/-/reload", "POST").status == 500
+        assert exporter.ask("/-/ready").status == 200
+
+
+CRASHING = """
+import exporter.beat
+async def once(self): raise ZeroDivisionError("a bug")
+exporter.beat.Beat.once = once
+from exporter.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("on_fatal", "stays"), [("degrade", True), ("exit", False)])
+def test_a_beat_that_crashes_takes_only_itself_down_beside_an_engine(tmp_path: Path, on_fatal: str, stays: bool):
+    port = free_port()
+    command = [
+        sys.executable, "-c", CRASHING, "serve", *flags("http://127.0.0.1:9"), f"--on-fatal={on_fatal}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]  # fmt: skip
+    log = tmp_path / "log"
+    with log.open("wb") as file, subprocess.Popen(command, cwd=REPOSITORY, stderr=file) as process:
+        exporter = Exporter(process, port, log)
+        if stays:
+            wait_until_ready(exporter)
+            stays_up(exporter)
+            assert exporter.end() == 0
+        else:
+            assert process.wait(timeout=20) == 1
+    assert "ZeroDivisionError" in log.read_text()

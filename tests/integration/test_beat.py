@@ -9,7 +9,7 @@ from exporter.beat import Beat, Watched
 from exporter.books import Books
 from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices
 from exporter.core.readings import EngineReading, Failure
-from exporter.core.snapshot import ConfigView, Snapshot
+from exporter.core.snapshot import Snapshot
 from exporter.metrics import ROWS
 from exporter.page import PageWriter
 from exporter.sources.http import SourceError, new_session
@@ -22,7 +22,6 @@ vllm:num_requests_running{engine="0",model_name="m"} 1
 vllm:prompt_tokens_total{engine="0",model_name="m"} 1
 vllm:generation_tokens_total{engine="0",model_name="m"} 1
 """
-GOOD = ConfigView(successful=True, last_success=1.0)
 
 
 def config(*engines: Engine, price: str = "0.80", other: tuple[OtherPrice, ...] = ()) -> Config:
@@ -50,7 +49,7 @@ async def test_a_new_price_charges_only_the_time_after_it_was_loaded():
         chat = Engine(name="chat", url=url, timeout=5.0)
         beat = Beat(config(chat, price="3.6"), stage.clock, Books(), session, stage.snapshots.append)
         await stage.beat(beat)
-        beat.plan(config(chat, price="7200"), GOOD)
+        beat.plan(config(chat, price="7200"))
         page = await stage.beat(beat)
         assert page[busy()] == 0.005  # five seconds at 3.60 an hour
         assert page["llmcost_spend_usd_per_hour{engine=chat}"] == 7200
@@ -63,7 +62,7 @@ async def test_an_engine_joins_without_paying_for_the_time_before():
         chat, other = Engine(name="chat", url=url, timeout=5.0), Engine(name="other", url=f"{url}/metrics", timeout=5.0)
         beat = Beat(config(chat, price="3.6"), stage.clock, Books(), session, stage.snapshots.append)
         await stage.beat(beat)
-        beat.plan(config(chat, other, price="3.6"), GOOD)
+        beat.plan(config(chat, other, price="3.6"))
         await stage.beat(beat)
         page = await stage.beat(beat)
         assert page[busy()] == 0.010
@@ -84,11 +83,67 @@ async def test_an_engine_that_moved_to_another_address_is_another_process():
     ):
         beat = Beat(config(Engine(name="chat", url=url)), stage.clock, Books(), session, stage.snapshots.append)
         await stage.beat(beat)
-        beat.plan(config(Engine(name="chat", url=elsewhere)), GOOD)
+        beat.plan(config(Engine(name="chat", url=elsewhere)))
         await stage.beat(beat)
         page = await stage.beat(beat)
         assert page["llmcost_output_tokens_total{engine=chat,model=m,tier=}"] == 0
         assert page["llmcost_source_up{source=engine,target=chat}"] == 1
+
+
+async def test_all_accounts_begin_at_zero_a_beat_before_their_first_charge():
+    """Storage and other from the first page on, and again under a new model and a new tier."""
+    stage, answers = Stage(), [None, PAGE]
+    other = (OtherPrice(name="server", usd_per_hour=Decimal("3.6")),)
+    async with served(lambda: None if answers[0] is None else (200, answers[0])) as url, new_session() as session:
+        chat = Engine(name="chat", url=url)
+        beat = Beat(config(chat, other=other), stage.clock, Books(), session, stage.snapshots.append)
+        pages = [await stage.beat(beat), await stage.beat(beat)]
+        answers.pop(0)
+        pages += [await stage.beat(beat), await stage.beat(beat)]
+        beat.plan(config(Engine(name="chat", url=url, tier="fast"), other=other))
+        pages += [await stage.beat(beat), await stage.beat(beat), await stage.beat(beat)]
+    seen: dict[str, float] = {}
+    for page in pages:
+        for name, value in page.items():
+            if name.startswith(("llmcost_spend_usd_total", "llmcost_unpriced")):
+                assert name in seen or value == 0, name
+                seen[name] = value
+    assert len([name for name in seen if "category=other" in name]) == 3
+    assert len([name for name, value in seen.items() if value]) == 6
+
+
+async def test_windows_begin_anew_for_an_engine_that_was_away():
+    stage, work = Stage(), [0]
+
+    def answer() -> tuple[int, str]:
+        work[0] += 50
+        line = f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {work[0]}'
+        return 200, PAGE.replace('vllm:generation_tokens_total{engine="0",model_name="m"} 1', line)
+
+    async with served(answer) as url, new_session() as session:
+        chat = Engine(name="chat", url=url, max_output_tokens_per_second=Decimal(10))
+        rest = Engine(name="rest", url="http://127.0.0.1:9")
+        beat = Beat(config(chat, rest), stage.clock, Books(), session, stage.snapshots.append)
+        load = "llmcost_engine_load_ratio{engine=chat,window=5m}"
+        assert (await stage.beat(beat), await stage.beat(beat))[1][load] == 1.0
+        beat.plan(config(rest))
+        await stage.beat(beat)
+        await stage.beat(beat, 1800)
+        beat.plan(config(chat, rest))
+        await stage.beat(beat)
+        await stage.beat(beat)
+        # One of its two beats was the baseline; half an hour of absence would leave a thirtieth.
+        assert (await stage.beat(beat))[load] == 0.5
+
+
+@pytest.mark.parametrize(("seconds", "category"), [(15.0, "busy"), (15.1, "unobserved")])
+async def test_more_than_three_beats_without_a_look_are_unobserved(seconds: float, category: str):
+    stage = Stage()
+    async with served(lambda: (200, PAGE)) as url, new_session() as session:
+        beat = Beat(config(Engine(name="chat", url=url)), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        page = await stage.beat(beat, seconds)
+        assert page[busy().replace("busy", category)] > 0
 
 
 async def test_what_was_pending_when_an_engine_left_is_booked():
@@ -99,7 +154,7 @@ async def test_what_was_pending_when_an_engine_left_is_booked():
         await stage.beat(beat)
         answers.pop(0)
         await stage.beat(beat)
-        beat.plan(config(rest, price="3.6"), GOOD)
+        beat.plan(config(rest, price="3.6"))
         page = await stage.beat(beat)
         assert page["llmcost_spend_usd_total{category=compute_down,engine=chat,model=m,tier=}"] == 0.010
         assert "llmcost_spend_usd_per_hour{engine=chat}" not in page

@@ -20,6 +20,7 @@ async def board_after_a_beat(clock: FakeClock) -> Board:
     board = Board(clock, empty(clock.now().unix_seconds), lambda: b"own 1\n")
     snapshot = await stage.play(CONFIG, [vllm(1), vllm(2)], seconds=0.0)
     board.publish(snapshot)
+    board.expects_beats = True
     return board
 
 
@@ -54,6 +55,17 @@ def test_an_exporter_that_never_had_to_beat_is_alive():
     board = Board(clock, empty(clock.now().unix_seconds), lambda: b"")
     clock.advance(10_000)
     assert board.is_alive()
+    assert b"llmcost_build_info" in board.page().body
+
+
+def test_a_beat_that_never_came_is_missed():
+    clock = FakeClock()
+    board = Board(clock, empty(clock.now().unix_seconds), lambda: b"")
+    board.expects_beats = True
+    clock.advance(60)
+    assert board.is_alive()
+    clock.advance(1)
+    assert not board.is_alive()
     assert b"llmcost_build_info" in board.page().body
 
 

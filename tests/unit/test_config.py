@@ -194,7 +194,6 @@ def test_an_alias_stands_for_its_anchor() -> None:
         ("2", Fraction(2)),
         ("0.1", Fraction(1, 10)),
         ("3/7", Fraction(3, 7)),
-        ("[]", Fraction(0)),
         ("[GPU-1, GPU-2]", Fraction(2)),
         ("[{uuid: GPU-1}]", Fraction(1)),
         ("[GPU-1, {uuid: GPU-2, share: 0.25}]", Fraction(5, 4)),
@@ -396,6 +395,10 @@ SIDECAR = "role: sidecar\n"
             LEAST.replace("usd_per_hour: 0.80", "by_name: {A10G: 1}") + "gpu: {name: H100}\n",
             ["prices.gpu.by_name: no price applies, since gpu.name is 'H100'; GPU time is counted as unpriced"],
         ),
+        (
+            LEAST.replace("usd_per_hour: 0.80", "timeline: [{from: 2020-01-01, by_name: {A10G: 1}}]"),
+            ["prices.gpu.by_name: no price applies, since gpu.name is not set; GPU time is counted as unpriced"],
+        ),
         (LEAST.replace("usd_per_hour: 0.80", "by_name: {cafe\u0301: 1}") + "gpu: {name: café}\n", []),
     ],
 )
@@ -533,9 +536,9 @@ def test_check_config_says_why_a_file_cannot_be_read(tmp_path: Path, name: str, 
 
 def test_check_config_refuses_a_file_that_is_far_too_large(tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
-    file.write_bytes(b"#" * (2**20 + 1))
+    file.write_bytes(b"#" * (2**17 + 1))
     done = run("check-config", file)
-    assert (done.returncode, done.stderr) == (2, f"{file}: expected at most 1048576 bytes, found more\n")
+    assert (done.returncode, done.stderr) == (2, f"{file}: expected at most 131072 bytes, found more\n")
 
 
 ADDRESS = "--engine.url=http://127.0.0.1:1"

@@ -98,6 +98,26 @@ SYNTAX = (
 
 KEYS = (
     bad(
+        "a gap that every beat is longer than",
+        GOOD + "interval: 2s\nmax_gap: 7s\n",
+        "config.yml:4: max_gap: expected at least four beats, 8 s, found 7 s",
+    ),
+    bad(
+        "an engine with no device in its list",
+        GOOD.replace("url:", "gpus: [], url:"),
+        "config.yml:1: engines[0].gpus: expected at least one device or a number, found an empty list",
+    ),
+    bad(
+        "a host with a backslash",
+        "engines: [{url: 'http://a\\b:1'}]\nprices: {gpu: {usd_per_hour: 1}}\n",
+        f"config.yml:1: engines[0].url: {URL}",
+    ),
+    bad(
+        "a denial that is no error",
+        GOOD + "budgets: [{name: a, daily_usd: 1, cap: {deny_status: 200}}]\n",
+        "config.yml:3: budgets[0].cap.deny_status: expected an HTTP status from 400 to 599, found '200'",
+    ),
+    bad(
         "an unknown key that is nearly a known one",
         GOOD + "intervall: 5s\n",
         "config.yml:3: intervall: expected a known key (did you mean interval?), found an unknown one",

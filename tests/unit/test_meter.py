@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from exporter.config.units import decimal
 from exporter.core.money import NANO, Category, Kind, nano_usd
 from exporter.core.prices import HourlyPrice, Interval
-from exporter.core.readings import Buckets, EngineReading, ModelGauges
+from exporter.core.readings import Buckets, EngineReading, Failure, ModelGauges
 from tests.bench import BEGAN, BOUNDS, LOADING, REFUSED, Bench, page, terms
 
 
@@ -283,6 +283,17 @@ def test_an_engine_that_was_up_all_along_has_not_started_though_our_first_read_f
     bench.beat(REFUSED)
     bench.beat(page(7000))
     assert bench.total(Kind.COLD_STARTS, "chat") == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "starts"), [("refused", 1), ("unreachable", 1), ("unauthorized", 0), ("timeout", 0)]
+)
+def test_only_an_engine_that_was_not_there_has_started(reason: str, starts: int):
+    """Three days old, without a request yet: what kept us from reading it says whether it was there."""
+    bench = Bench()
+    bench.beat(Failure(reason=reason, detail="…"))
+    bench.beat(page(0, start=BEGAN - 3 * 86_400))
+    assert bench.total(Kind.COLD_STARTS, "chat") == starts
 
 
 def test_an_engine_that_was_already_loading_when_we_came_is_a_cold_start():

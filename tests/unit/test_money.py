@@ -1,4 +1,4 @@
-"""Exact integers: shares that sum, rests that wait, and books that conserve."""
+"""Exact integers: rests that wait, and books that conserve."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exporter.books import Books
 from exporter.config.units import decimal
-from exporter.core.money import LABELS, NANO, Account, Entry, Kind, cost, nano_usd, shares
+from exporter.core.money import LABELS, NANO, Account, Entry, Kind, cost, nano_usd
 
 ACCOUNT = Account(Kind.SPEND, ("compute_busy", "chat", "m", ""))
 
@@ -19,24 +19,6 @@ def test_a_price_is_exact_as_it_is_written():
 
 def test_an_hour_costs_the_hourly_price():
     assert cost(3600 * NANO, nano_usd(decimal("0.80"))) == 800_000_000
-
-
-@given(st.integers(0, 10**18), st.lists(st.integers(0, 10**6), min_size=1, max_size=20).filter(any))
-def test_shares_sum_to_the_total_and_none_is_off_by_one_or_more(total: int, weights: list[int]):
-    parts = shares(total, weights)
-    assert sum(parts) == total
-    for part, weight in zip(parts, weights, strict=True):
-        assert abs(part - Fraction(total * weight, sum(weights))) < 1
-
-
-def test_equal_remainders_go_to_the_earlier_part():
-    assert shares(5, [1, 1, 1]) == [2, 2, 1]
-
-
-@pytest.mark.parametrize("weights", [[0, 0], [1, -1], []])
-def test_weights_that_share_nothing_are_refused(weights: list[int]):
-    with pytest.raises(ValueError, match=r"weights|empty"):
-        shares(5, weights)
 
 
 @given(st.lists(st.fractions(0, 1000), min_size=1, max_size=50))
@@ -57,6 +39,13 @@ async def test_what_an_engine_costs_is_the_sum_of_its_accounts(charges: list[tup
     spend = books.totals()[Kind.SPEND]
     for engine in ("engine-0", "engine-1"):
         assert books.engine_totals(engine).spend == sum(total for labels, total in spend.items() if labels[1] == engine)
+
+
+async def test_a_post_with_a_negative_amount_books_nothing_of_it():
+    books = Books()
+    with pytest.raises(ValueError, match="0 or more"):
+        await books.post(Entry(ACCOUNT, amount, 0) for amount in (5, -1))
+    assert not books.totals()[Kind.SPEND]
 
 
 async def test_a_published_total_never_changes_afterwards():

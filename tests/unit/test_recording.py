@@ -81,6 +81,12 @@ def test_an_existing_file_is_not_written_over(tmp_path: Path):
             lzma.compress(b'{"at": 1, "status": 200, "type": "t", "body": "b"}\n{"at": 1}\n'),
             "line 2: expected a JSON object",
         ),
+        (
+            lzma.compress(b'{"at": 1, "status": 200, "type": "a\\r\\nb", "body": "b"}\n'),
+            "line 1: expected a JSON object",
+        ),
+        (lzma.compress(b'{"at": 1, "status": 7, "type": "t", "body": "b"}\n'), "line 1: expected a JSON object"),
+        (lzma.compress(b'{"at": NaN, "error": "refused"}\n'), "line 1: expected a JSON object"),
         (lzma.compress(b'{"at": 1, "error": "refused"}\n'), "expected at least one page, found none"),
         (lzma.compress(b""), "expected at least one page, found none"),
         (b"", "expected at least one page, found none"),
@@ -139,6 +145,24 @@ def test_a_continuing_loop_over_two_lives_restarts_only_where_the_recording_does
     starts = [value(text, "process_start_time_seconds") - BEGAN for text in found]
     assert starts == [-10, 21, 21, 21, 21, 46, 46]
     assert played(playback, 46) is None
+
+
+def test_odd_lines_of_a_page_are_served_as_they_stand():
+    odd = (
+        'process_start_time_seconds abc\nx_created abc\n# TYPE c counter\nc_total 5 # {t="x"} 1 496.0\n\n{ 1\nc_total\n'
+    )
+    records = (kept(1000.0, odd), kept(1000.0, odd))
+    playback = Playback(records, loop=Loop.CONTINUE, began=BEGAN)
+    assert played(playback, 0.0) == odd
+    assert played(playback, 12.0) == odd
+
+
+def test_a_counter_with_an_exemplar_goes_on():
+    line = '# TYPE c counter\nc_total{{a="b }} 1"}} {} # {{t="x"}} 1 496.0\n'
+    records = (kept(1000.0, line.format(5)), kept(1005.0, line.format(9)))
+    playback = Playback(records, loop=Loop.CONTINUE, began=BEGAN)
+    assert played(playback, 11.0) == line.format(9.0)
+    assert played(playback, 16.0) == line.format(13.0)
 
 
 def test_the_bundled_recording_is_whole():

@@ -229,6 +229,13 @@ async def test_nan_at_zero_traffic_is_no_value():
     assert not any(math.isnan(value) for value in found.values())
 
 
+async def test_a_value_that_no_engine_can_reach_is_no_value():
+    huge = working(3).replace('_total{engine="0",model_name="m"} 3', '_total{engine="0",model_name="m"} 1.7e308')
+    found = await played(working(1), huge, working(9))
+    assert found["llmcost_output_tokens_total{engine=chat,model=m,tier=}"] == 8
+    assert all(math.isfinite(value) for value in found.values())
+
+
 async def test_missing_data_is_not_zero():
     found = await played(working(5), None)
     gauges = (

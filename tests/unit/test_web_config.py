@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from exporter.config.nodes import ConfigError
-from exporter.config.web import ClientAuth, HttpServerConfig, TlsVersion, WebConfig, load_tls, load_web
+from exporter.config.web import ClientAuth, HttpServerConfig, TlsVersion, WebConfig, check_tls, load_tls, load_web
 
 HASH = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
 TLS = "tls_server_config: {cert_file: tls.crt, key_file: tls.key"
@@ -56,6 +56,7 @@ def web(folder: Path, content: str) -> tuple[WebConfig, ssl.SSLContext | None]:
     config = load_web(file)
     if config.tls_server_config is None:
         return config, None
+    check_tls(file, config.tls_server_config)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     load_tls(context, file, config.tls_server_config)
     return config, context
