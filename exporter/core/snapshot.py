@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from exporter.core.money import Kind
 from exporter.core.readings import Buckets, ModelGauges
 from exporter.core.scaling import Signal
+
+MISSED_BEATS: Final = 3  # after so many nobody has looked for too long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Final
 
 from exporter.clock import NANOSECONDS, Clock
-from exporter.core.snapshot import Snapshot
+from exporter.core.snapshot import MISSED_BEATS, Snapshot
 from exporter.metrics import ROWS
 from exporter.page import Page, PageWriter
 
-_MISSED_BEATS: Final = 3
 _DEAD_SECONDS: Final = 60.0
 
 
@@ -34,7 +33,7 @@ class Board:
 
     def page(self) -> Page:
         """Return the page; after three missed beats only its counters and health families."""
-        if not self.expects_beats or self._age_seconds() <= _MISSED_BEATS * self.snapshot.interval_seconds:
+        if not self.expects_beats or self._age_seconds() <= MISSED_BEATS * self.snapshot.interval_seconds:
             return self._page
         if self._old_page is None:
             self._old_page = self._writer.write(self.snapshot, self._own(), only_staying=True)
@@ -43,7 +42,7 @@ class Board:
     def is_alive(self) -> bool:
         """Tell whether the beat has shown life in the last minute, or has never had to."""
         return not self.expects_beats or self._age_seconds() <= max(
-            _DEAD_SECONDS, _MISSED_BEATS * self.snapshot.interval_seconds
+            _DEAD_SECONDS, MISSED_BEATS * self.snapshot.interval_seconds
         )
 
     def _age_seconds(self) -> float:

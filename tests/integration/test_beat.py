@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from exporter.beat import Beat, Watched
+from exporter.beat import Beat
 from exporter.books import Books
 from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices
 from exporter.core.readings import EngineReading, Failure
@@ -13,6 +13,7 @@ from exporter.core.snapshot import Snapshot
 from exporter.metrics import ROWS
 from exporter.page import PageWriter
 from exporter.sources.http import SourceError, new_session
+from exporter.sources.watched import Watched
 from tests.fakes import FakeClock, served
 from tests.processes import samples
 
