@@ -4,8 +4,9 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from exporter.config.nodes import ConfigError
 from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.sources.http import new_session
+from exporter.sources.names import Resolver
 from exporter.web.board import Board
 from exporter.web.server import Guard, make_app
 
@@ -142,7 +144,7 @@ class App:
         self._seen = self._signature()  # before anything is read: a change meanwhile is one more reload
         problems = [*self._load_web(), *self._load()]
         if problems:
-            self._view = ConfigView(successful=False, last_success=self._view.last_success, problems=tuple(problems))
+            self._view = replace(self._view, successful=False, problems=tuple(problems))
         if self._beat is not None:
             self._beat.config_view = self._view
         return problems
@@ -170,6 +172,7 @@ class App:
         try:
             config = load_web(path)
             self._web_files = tuple(path.parent / name for name in config.files())
+            self._seen = self._signature()
             tls = config.tls_server_config
             client_ca = check_tls(path, tls) if tls else None
             if self._guard.adopted and client_ca != self._client_ca:
@@ -186,20 +189,28 @@ class App:
         return []
 
     async def _listen(self, runner: web.AppRunner, host: str | None, port: int) -> None:
-        """Listen on one address; what opened for the probes alone opens anew, perhaps with TLS, for the rest."""
-        site = await self._open(runner, host, port)
+        """Listen on one address; what opened without TLS, for the probes alone, opens anew when TLS is known."""
+        tls = self._tls
+        sites = await self._open(runner, host, port, tls)
         if self._guard.broken:
             await self._web_ready.wait()
-            await site.stop()
-            await self._open(runner, host, port)
-
-    async def _open(self, runner: web.AppRunner, host: str | None, port: int) -> web.TCPSite:
-        while True:
-            site = web.TCPSite(runner, host, port, ssl_context=self._tls)
-            try:
-                await site.start()
-            except OSError as error:
+        if tls is not self._tls:
+            for site in sites:
                 await site.stop()
+            await self._open(runner, host, port, self._tls)
+
+    async def _open(
+        self, runner: web.AppRunner, host: str | None, port: int, tls: ssl.SSLContext | None
+    ) -> list[web.TCPSite]:
+        while True:
+            sites: list[web.TCPSite] = []
+            try:
+                for address in await _addresses(host, port):
+                    sites.append(web.TCPSite(runner, address, port, ssl_context=tls))
+                    await sites[-1].start()
+            except OSError as error:
+                for site in sites:
+                    await site.stop()
                 reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
                 text = f"cannot listen on {host or ''}:{port}: {reason}"
                 if self._options.on_fatal is OnFatal.EXIT:
@@ -207,8 +218,8 @@ class App:
                 log.error("%s; trying again", text)
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
-                log.info("listening on %s:%d%s", host or "", port, " with TLS" if self._tls else "")
-                return site
+                log.info("listening on %s:%d%s", host or "", port, " with TLS" if tls else "")
+                return sites
 
     async def _beats(self) -> None:
         while self._config is None:
@@ -253,6 +264,14 @@ class App:
             hub_url=self._config.hub_url if self._config else None,
             config=self._view,
         )
+
+
+async def _addresses(host: str | None, port: int) -> list[str | None]:
+    """Return the addresses of a host to listen on; none named means all of this machine."""
+    if host is None:
+        return [None]
+    found = await Resolver().resolve(host, port, socket.AF_UNSPEC)
+    return list(dict.fromkeys(entry["host"] for entry in found))
 
 
 def own_page() -> bytes:

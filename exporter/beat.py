@@ -74,6 +74,7 @@ class Beat:
                 self._sources[engine.name] = Watched(reads)
             if engine.name not in self._meters:
                 self._meters[engine.name] = EngineMeter(self._terms[engine.name], self._clock.now().unix_seconds)
+            self._meters[engine.name].adopt(self._terms[engine.name])
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Beat for ever. A beat that takes too long is not made up for."""
@@ -95,8 +96,8 @@ class Beat:
         if interval is not None:
             await self._books.post(charges(self._standing, interval, standing_accounts))
         if self._next is not None:
-            await self._replace(self._next)
-            self._next = None
+            adopted, self._next = self._next, None
+            await self._replace(adopted)
         await self._books.post(Entry(account, 0, 0) for account in self._standing_accounts().values())
         for name in self._terms:
             await self._books.post(self._meters[name].opened(self._terms[name]))

@@ -271,7 +271,7 @@ ROWS: Final[tuple[Row, ...]] = (
         "Time that was not charged because the exporter was away for longer than max_gap.",
         _unobserved, nano=True),
     _health("config_last_reload_successful",
-        "1 where the config in the file is the one in force, else 0.",
+        "1 where the last load of the config files worked, else 0: what could not be read stays as it was.",
         lambda snapshot: float(snapshot.config.successful), Fleet.NONE),
     _health("config_last_reload_success_timestamp_seconds",
         "When the config in force was loaded.", lambda snapshot: snapshot.config.last_success, Fleet.NONE),

@@ -136,7 +136,8 @@ def config_of_flags(
         raise click.UsageError("expected --gpu.usd-per-hour=USD, the price of one GPU for an hour, found nothing")
     engine = Engine(name=engine_name or "default", url=engine_url, gpus=gpus)
     prices = Prices(gpu=GpuPrice(usd_per_hour=gpu_usd_per_hour)) if gpu_usd_per_hour is not None else Prices()
-    config = Config(engines=(engine,), prices=prices, interval=interval or 5.0)
+    beat = interval or 5.0
+    config = Config(engines=(engine,), prices=prices, interval=beat, max_gap=max(21_600.0, 4 * beat))
     problems = [f"--{path}: {text}" for path, text in disagreements(config)]
     if problems:
         raise click.UsageError("; ".join(problems))

@@ -79,7 +79,10 @@ def _engines(config: Config) -> Iterator[tuple[str, str]]:
                     "expected a name, since there are several engines, found only the default",
                 )
     yield from _unique(
-        "engines", "url", [engine.url.rstrip("/").removesuffix("/metrics") for engine in config.engines], show=False
+        "engines",
+        "url",
+        [engine.url.lower().rstrip("/").removesuffix("/metrics") for engine in config.engines],
+        show=False,
     )
     for index, engine in enumerate(config.engines):
         if engine.timeout is not None and engine.timeout > config.interval:

@@ -53,7 +53,7 @@ class Baselines:
     """
 
     def __init__(self, watched_since: float) -> None:
-        self._watched_since = watched_since
+        self._watched_since = self._first_look = watched_since
         self._processes: list[_Process] = []  # the last one read stands last
 
     def advance(self, reading: EngineReading, at: float) -> Movement:
@@ -66,9 +66,10 @@ class Baselines:
         process = self._known(reading)
         is_new = process is None
         process = process or _Process(reading.start_time)
-        counts_in_full = last is not None or (reading.start_time or 0.0) > self._watched_since
+        began_meanwhile = self._watched_since < (reading.start_time or 0.0) <= at + _START_TIME_TOLERANCE_SECONDS
+        counts_in_full = last is not None or began_meanwhile
         movement = Movement(
-            restarted=is_new and last is not None,
+            restarted=is_new and last is not None and self._can_be_a_restart(reading, last),
             started=reading.start_time if is_new and counts_in_full else None,
             counters={
                 series: _moved(process, series, value, counts_in_full) for series, value in reading.counters.items()
@@ -82,6 +83,10 @@ class Baselines:
         self._processes = [*others, process][-_PROCESSES_REMEMBERED:]
         self._watched_since = at
         return movement
+
+    def _can_be_a_restart(self, reading: EngineReading, last: _Process) -> bool:
+        """Tell a restart from another replica that answers in turn and was there before we first looked."""
+        return reading.start_time is None or reading.start_time > self._first_look or last.fell(reading)
 
     def _known(self, reading: EngineReading) -> _Process | None:
         """Find the process that answered; None when it is a new one.

@@ -20,7 +20,8 @@ UNKNOWN_MODEL: Final = "unknown"
 SEVERAL_MODELS: Final = "several"
 ABANDONED: Final = "abandoned"
 _COMPUTE: Final = tuple(category for category in Category if category.startswith("compute_"))
-_NOBODY_THERE: Final = ("refused", "unreachable", "loading")
+_NOBODY_THERE: Final = ("refused", "loading")
+_LONGEST_START_SECONDS: Final = 3600.0
 _TOKENS: Final = {
     Counted.PROMPT_TOKENS: Kind.PROMPT_TOKENS,
     Counted.CACHED_PROMPT_TOKENS: Kind.CACHED_PROMPT_TOKENS,
@@ -85,6 +86,13 @@ class EngineMeter:
             self._was_absent |= not self.answered and outcome.reason in _NOBODY_THERE
             return list(self._without_reading(terms, interval))
         return self._with_reading(terms, interval, outcome, at)
+
+    def adopt(self, terms: Terms) -> None:
+        """Take the model's name from another config, where no page names it."""
+        if self.reading is not None:
+            self.model = _model_of(self.reading, terms)
+        elif not self.answered and terms.engine.models:
+            self.model = terms.engine.models[0]
 
     def opened(self, terms: Terms) -> Iterator[Entry]:
         """Yield entries of 0 for all that is known to come, so that `increase()` sees the first step."""
@@ -214,8 +222,10 @@ class EngineMeter:
 
     def _cold_start(self, terms: Terms, reading: EngineReading, movement: Movement, at: float) -> Iterator[Entry]:
         worked_before = any(value for series, value in reading.counters.items() if series.counted in _TOKENS)
-        came_up = not self.answered and self._was_absent and not worked_before
-        if movement.restarted or movement.started is not None or came_up:
+        is_young = reading.start_time is None or at - reading.start_time < _LONGEST_START_SECONDS
+        came_up = not self.answered and self._was_absent and not worked_before and is_young
+        began = not self.answered and movement.started is not None
+        if movement.restarted or began or came_up:
             self.last_cold_start = ColdStart(began=movement.started or reading.start_time, answered=at)
             yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 1, 0)
 

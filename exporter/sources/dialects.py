@@ -76,6 +76,7 @@ LLAMACPP: Final = Dialect(
 )
 
 _BEYOND_ANY_COUNT: Final = 2.0**63
+_BEYOND_ANY_TIME: Final = 1e11  # Unix seconds
 
 DIALECTS: Final = (VLLM, LLAMACPP)
 
@@ -182,7 +183,7 @@ def _identity(labels: Labels, model_label: str) -> tuple[str, str]:
 
 
 def _start_time(samples: list[Sample]) -> float | None:
-    return samples[0].value if samples and math.isfinite(samples[0].value) and samples[0].value > 0 else None
+    return samples[0].value if samples and 0 < samples[0].value < _BEYOND_ANY_TIME else None
 
 
 def _gauges(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[str, ModelGauges]:

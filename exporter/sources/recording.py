@@ -6,7 +6,6 @@ nothing answered.
 
 import json
 import lzma
-import math
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ _LINES_PER_STREAM: Final = 60  # a file that is cut off loses no more than these
 _START_TIME: Final = "process_start_time_seconds"
 _START_TIME_TOLERANCE_SECONDS: Final = 2.0
 _USUAL_STEP_SECONDS: Final = 5.0
+_LATEST: Final = 1e11  # Unix seconds
 
 
 class RecordingError(ValueError):
@@ -118,13 +118,10 @@ def _record(line: bytes, number: int, path: Path) -> Record:
         else:
             packed = zlib.compress(found["body"].encode())
             record = Record(at, int(found["status"]), str(found["type"]), packed)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _odd(number, path) from error
-    if (
-        not math.isfinite(at)
-        or not (record.error or record.status in range(100, 600))
-        or not record.content_type.isprintable()
-    ):
+    is_whole = record.error is not None or record.status in range(200, 600)
+    if not 0 <= at < _LATEST or not is_whole or not record.content_type.isprintable():
         raise _odd(number, path)
     return record
 

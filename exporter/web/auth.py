@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -60,5 +59,5 @@ def _credentials(header: str | None) -> tuple[str, bytes] | None:
     try:
         user, colon, password = base64.b64decode(encoded, validate=True).partition(b":")
         return (user.decode(), password) if colon else None
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, or not text
         return None

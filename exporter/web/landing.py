@@ -39,10 +39,8 @@ def _problems(snapshot: Snapshot) -> str:
     config = snapshot.config
     parts = []
     if not config.successful:
-        rest = (
-            "The last good config stays in force." if config.last_success else "Nothing is metered until it is mended."
-        )
-        parts.append(f"<h2>Config</h2><p>The config cannot be used. {rest}</p>{_lines(config.problems)}")
+        rest = "What is wrong stays as it was." if config.last_success else "Nothing is metered until it is mended."
+        parts.append(f"<h2>Config</h2><p>The last load of the config failed. {rest}</p>{_lines(config.problems)}")
     if config.warnings:
         parts.append(_lines(config.warnings))
     return "".join(parts)

@@ -115,6 +115,8 @@ def _guarded(guard: Guard) -> Middleware:
     async def refusal(request: web.Request) -> web.Response | None:
         if request.path in _OPEN:
             return None
+        if guard.config.tls_server_config is not None and not request.secure:
+            return web.Response(status=403, text="this connection began without TLS\n")
         if guard.broken:
             return web.Response(status=503, text="the web config cannot be used; see the log\n")
         if guard.auth is not None and not await guard.auth.allows(request.headers.get("Authorization")):

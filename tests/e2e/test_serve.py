@@ -286,6 +286,7 @@ def test_basic_auth_opens_to_the_right_password_only(tmp_path: Path):
         assert [status(text) for text in ("alice:wrong", "bob:correct horse", "alice", "")] == [401] * 4
         assert [status("alice:correct horse") for _ in range(3)] == [200] * 3
         assert exporter.ask("/metrics", Authorization="Basic ???").status == 401
+        assert exporter.ask("/metrics", Authorization="Basic \xe9").status == 401
         assert exporter.ask("/-/reload", "POST").status == 401
         stays_up(exporter)
         again = bcrypt.hashpw(b"changed", bcrypt.gensalt(rounds=4)).decode()
@@ -413,11 +414,22 @@ def test_a_certificate_that_comes_late_opens_the_port_with_tls(tmp_path: Path):
     with running(tmp_path, "serve", *arguments) as exporter:
         assert exporter.ask("/metrics").status == 503
         make_certificate(tmp_path)
+        plain = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=10)
+
+        def asked_on_the_old_connection() -> int:
+            plain.request("GET", "/metrics")
+            response = plain.getresponse()
+            response.read()
+            return response.status
+
+        assert asked_on_the_old_connection() in (403, 503)
         for _ in range(150):
             if "with TLS" in exporter.log.read_text():
                 break
             time.sleep(0.05)
         assert certificate_shown(exporter) == (tmp_path / "server.pem").read_text()
+        assert asked_on_the_old_connection() == 403  # it began without TLS, and nobody knows who listens
+        plain.close()
 
 
 def test_another_ca_for_clients_is_not_taken_up_without_a_restart(tmp_path: Path):
@@ -512,3 +524,20 @@ def test_a_beat_that_crashes_takes_only_itself_down_beside_an_engine(tmp_path: P
         else:
             assert process.wait(timeout=20) == 1
     assert "ZeroDivisionError" in log.read_text()
+
+
+def test_a_start_with_tls_loads_everything_once(tmp_path: Path):
+    make_certificate(tmp_path)
+    web = write(tmp_path / "web.yml", "tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+    arguments = ("serve", *flags("http://127.0.0.1:9"), f"--web.config.file={web}")
+    with running(tmp_path, *arguments, port=free_port(), wait=False) as exporter:
+        certificate_shown(exporter)
+        time.sleep(2.5)  # a look at the files comes every two seconds
+        assert "reloaded" not in exporter.log.read_text()
+
+
+def test_a_long_beat_by_flag_is_no_contradiction(tmp_path: Path):
+    with running(
+        tmp_path, "serve", "--engine.url=http://127.0.0.1:9", "--gpu.usd-per-hour=1", "--interval=2h"
+    ) as exporter:
+        assert exporter.ask("/-/ready").status == 200

@@ -113,6 +113,25 @@ async def test_all_accounts_begin_at_zero_a_beat_before_their_first_charge():
     assert len([name for name, value in seen.items() if value]) == 6
 
 
+async def test_a_model_that_the_config_renames_begins_at_zero():
+    """llama.cpp names no model, so the config does."""
+    stage, work = Stage(), [0]
+
+    def answer() -> tuple[int, str]:
+        work[0] += 50
+        return 200, f"llamacpp:tokens_predicted_total {work[0]}\n"
+
+    async with served(answer) as url, new_session() as session:
+        first, second = (Engine(name="chat", url=url, models=(name,)) for name in ("x", "y"))
+        beat = Beat(config(first), stage.clock, Books(), session, stage.snapshots.append)
+        await stage.beat(beat)
+        await stage.beat(beat)
+        beat.plan(config(second))
+        pages = [await stage.beat(beat), await stage.beat(beat)]
+    name = "llmcost_output_tokens_total{engine=chat,model=y,tier=}"
+    assert [page[name] for page in pages] == [0, 50]
+
+
 async def test_windows_begin_anew_for_an_engine_that_was_away():
     stage, work = Stage(), [0]
 

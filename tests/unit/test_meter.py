@@ -286,14 +286,38 @@ def test_an_engine_that_was_up_all_along_has_not_started_though_our_first_read_f
 
 
 @pytest.mark.parametrize(
-    ("reason", "starts"), [("refused", 1), ("unreachable", 1), ("unauthorized", 0), ("timeout", 0)]
+    ("reason", "age_seconds", "starts"),
+    [
+        ("refused", 600, 1),
+        ("loading", 600, 1),
+        ("refused", 3 * 86_400, 0),
+        ("unreachable", 600, 0),
+        ("unauthorized", 600, 0),
+        ("timeout", 600, 0),
+    ],
 )
-def test_only_an_engine_that_was_not_there_has_started(reason: str, starts: int):
-    """Three days old, without a request yet: what kept us from reading it says whether it was there."""
+def test_only_an_engine_that_was_not_there_a_moment_ago_has_started(reason: str, age_seconds: int, starts: int):
+    """Without a request yet: what kept us from reading it, and its age, say whether it was there."""
     bench = Bench()
     bench.beat(Failure(reason=reason, detail="…"))
-    bench.beat(page(0, start=BEGAN - 3 * 86_400))
+    bench.beat(page(0, start=BEGAN - age_seconds))
     assert bench.total(Kind.COLD_STARTS, "chat") == starts
+
+
+def test_replicas_that_answer_in_turn_are_no_restarts():
+    bench = Bench()
+    for tokens, start in ((100, -900), (500, -800), (130, -900), (520, -800)):
+        bench.beat(page(tokens, start=BEGAN + start))
+    assert bench.seconds() == {"busy": 15.0}
+    assert bench.total(Kind.COLD_STARTS, "chat") == 0
+
+
+def test_an_engine_whose_clock_is_ahead_of_ours_begins_with_a_baseline():
+    bench = Bench()
+    bench.beat(page(500, start=BEGAN + 60))
+    bench.beat(page(510, start=BEGAN + 60))
+    assert bench.total(Kind.OUTPUT_TOKENS, "chat", "m", "fast") == 10
+    assert bench.total(Kind.COLD_STARTS, "chat") == 0
 
 
 def test_an_engine_that_was_already_loading_when_we_came_is_a_cold_start():

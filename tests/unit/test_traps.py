@@ -236,6 +236,12 @@ async def test_a_value_that_no_engine_can_reach_is_no_value():
     assert all(math.isfinite(value) for value in found.values())
 
 
+async def test_a_start_time_that_no_clock_can_show_is_none():
+    odd = working(3).replace(f"{BEGAN - 1000}", "1e300")
+    found = await played(working(1), odd, working(9))
+    assert found["llmcost_output_tokens_total{engine=chat,model=m,tier=}"] == 8
+
+
 async def test_missing_data_is_not_zero():
     found = await played(working(5), None)
     gauges = (
