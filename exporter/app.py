@@ -71,7 +71,7 @@ class App:
     def __init__(self, options: Options, clock: Clock | None = None) -> None:
         self._options = options
         self._clock = clock or SystemClock()
-        self._guard = Guard()
+        self._guard = Guard(broken=options.web_config_file is not None)
         self._tls: ssl.SSLContext | None = None
         self._client_ca: bytes | None = None  # None: no TLS
         self._web_files: tuple[Path, ...] = ()
@@ -168,14 +168,13 @@ class App:
         path = self._options.web_config_file
         if path is None:
             return []
-        self._guard.broken = not self._guard.adopted
         try:
             config = load_web(path)
             self._web_files = tuple(path.parent / name for name in config.files())
             self._seen = self._signature()
             tls = config.tls_server_config
             client_ca = check_tls(path, tls) if tls else None
-            if self._guard.adopted and client_ca != self._client_ca:
+            if not self._guard.broken and client_ca != self._client_ca:
                 text = "expected no change of TLS or the clients' CA without a restart, found one"
                 return [f"{path}: tls_server_config: {text}"]
             if tls is not None:

@@ -7,7 +7,7 @@ mapping.
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -350,9 +350,3 @@ class Config(Section, frozen=True, kw_only=True):
 def fields(section: type[Section]) -> dict[str, msgspec.structs.FieldInfo]:
     """Return the fields of a section by the key that the file uses."""
     return {field.encode_name: field for field in msgspec.structs.fields(section)}
-
-
-def default_of(field: msgspec.structs.FieldInfo) -> Any:
-    """Return a field's default; only for a field that is not required."""
-    factory = field.default_factory
-    return field.default if factory is msgspec.NODEFAULT else factory()

@@ -38,6 +38,11 @@ class Terms:
     gpu_prices: tuple[HourlyPrice, ...]
     away_ns: int  # an interval longer than this means that we, not the engine, were away
 
+    @property
+    def model(self) -> str:
+        """The model's name as far as the config knows it."""
+        return self.engine.models[0] if self.engine.models else UNKNOWN_MODEL
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdStart:
@@ -58,7 +63,7 @@ class EngineMeter:
     def __init__(self, terms: Terms, watched_since: float) -> None:
         """Begin to watch at Unix time `watched_since`: an engine that started before it is not new."""
         self.reading: EngineReading | None = None  # the last beat's; None when it failed
-        self.model = terms.engine.models[0] if terms.engine.models else UNKNOWN_MODEL
+        self.model = terms.model
         self.last_cold_start: ColdStart | None = None
         self.ttft: dict[str, Buckets] = {}
         self.answered = False
@@ -92,7 +97,7 @@ class EngineMeter:
         if self.reading is not None:
             self.model = _model_of(self.reading, terms)
         elif not self.answered and terms.engine.models:
-            self.model = terms.engine.models[0]
+            self.model = terms.model
 
     def opened(self, terms: Terms) -> Iterator[Entry]:
         """Yield entries of 0 for all that is known to come, so that `increase()` sees the first step."""
@@ -241,7 +246,7 @@ def _model_of(reading: EngineReading, terms: Terms) -> str:
         return SEVERAL_MODELS
     if names:
         return names[0]
-    return terms.engine.models[0] if terms.engine.models else UNKNOWN_MODEL
+    return terms.model
 
 
 def _worked(movement: Movement) -> bool:

@@ -229,28 +229,41 @@ class Playback:
         return _counters(pages[0].body), _counters(pages[-1].body)
 
 
+class _Line(NamedTuple):
+    """One line of a page; what is no sample, or has no number, has no value."""
+
+    text: str
+    head: str = ""
+    value: float | None = None
+    rest: str = ""
+    counts: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.head.partition("{")[0].strip()
+
+    def with_value(self, value: float) -> str:
+        return f"{self.head}{value!r}{self.rest}"
+
+
 def _start_time(body: str) -> float | None:
-    return next((value for name, _, value, _, _ in _samples(body) if name == _START_TIME), None)
+    return next((line.value for line in _read(body) if line.name == _START_TIME), None)
 
 
-def _samples(body: str) -> Iterator[tuple[str, str, float | None, str, bool]]:
-    """Yield each line as (name, what stands before the value, value, what follows, whether it counts).
-
-    A line that is no sample, or has no number, comes whole as what stands before a value of None.
-    """
+def _read(body: str) -> Iterator[_Line]:
     cumulative: set[str] = set()
-    for line in body.split("\n"):
-        words = line.split()
-        if line.startswith("# TYPE ") and words[-1] in ("counter", "histogram", "summary"):
+    for text in body.split("\n"):
+        words = text.split()
+        if text.startswith("# TYPE ") and words[-1] in ("counter", "histogram", "summary"):
             suffixes = ("", "_total") if words[-1] == "counter" else ("_bucket", "_sum", "_count")
             cumulative.update(words[2] + suffix for suffix in suffixes)
-        parts = None if line.startswith("#") else cut(line)
+        parts = None if text.startswith("#") else cut(text)
         value = _number(parts[1]) if parts else None
         if parts is None or value is None:
-            yield "", line, None, "", False
+            yield _Line(text)
         else:
-            name = parts[0].partition("{")[0].strip()
-            yield name, parts[0], value, parts[2], name in cumulative
+            line = _Line(text, parts[0], value, parts[2])
+            yield line._replace(counts=line.name in cumulative)
 
 
 def _number(text: str) -> float | None:
@@ -261,20 +274,19 @@ def _number(text: str) -> float | None:
 
 
 def _counters(body: str) -> Mapping[str, float]:
-    return {head: value for _, head, value, _, counts in _samples(body) if counts and value is not None}
+    return {line.head: line.value for line in _read(body) if line.counts and line.value is not None}
 
 
 def _moved(body: str, on_new_clock: Callable[[float], float], start: float | None, offset: Mapping[str, float]) -> str:
-    lines: list[str | None] = []  # None: as it stands
-    for name, head, value, rest, counts in _samples(body):
-        if value is None:
-            lines.append(None)
-        elif name == _START_TIME and start is not None:
-            lines.append(f"{head}{on_new_clock(start)!r}{rest}")
-        elif name.endswith("_created"):
-            lines.append(f"{head}{on_new_clock(value)!r}{rest}")
-        elif counts and offset.get(head):
-            lines.append(f"{head}{value + offset[head]!r}{rest}")
-        else:
-            lines.append(None)
-    return "\n".join(new if new is not None else old for new, old in zip(lines, body.split("\n"), strict=True))
+    def moved(line: _Line) -> str:
+        if line.value is None:
+            return line.text
+        if line.name == _START_TIME and start is not None:
+            return line.with_value(on_new_clock(start))
+        if line.name.endswith("_created"):
+            return line.with_value(on_new_clock(line.value))
+        if line.counts and offset.get(line.head):
+            return line.with_value(line.value + offset[line.head])
+        return line.text
+
+    return "\n".join(moved(line) for line in _read(body))

@@ -25,16 +25,15 @@ _HEADERS: Final = {
 
 @dataclass(slots=True)
 class Guard:
-    """Who may ask. While `broken`, no web config could be used yet, and only the health routes answer."""
+    """Who may ask. While `broken`, a web config is named and none could be used yet: only the health routes answer."""
 
     config: WebConfig = field(default_factory=WebConfig)
     auth: BasicAuth | None = None
     broken: bool = False
-    adopted: bool = False
 
     def adopt(self, config: WebConfig) -> None:
         """Put another web config in force."""
-        self.config, self.broken, self.adopted = config, False, True
+        self.config, self.broken = config, False
         self.auth = BasicAuth(config.basic_auth_users) if config.basic_auth_users else None
 
 
