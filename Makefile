@@ -9,7 +9,7 @@ GPU_USD_PER_HOUR ?= 0.80
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-real check golden docs format lint types layers rules audit bench soak clean
+.PHONY: help setup run test test-real check golden docs format lint types layers rules audit bench soak image clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,8 +51,9 @@ docs: setup  ## write docs/metrics.md anew from the table of metrics
 format: setup  ## format and fix what can be fixed
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
 
-lint: setup  ## ruff
+lint: setup  ## ruff, and hadolint for the Dockerfile
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/hadolint --failure-threshold style Dockerfile
 
 types: setup  ## mypy, strict
 	@$(BIN)/mypy --no-error-summary
@@ -69,6 +70,11 @@ bench: setup  ## figures beside the limits they must keep
 
 soak: setup  ## minutes of the same: memory stays, counters only rise
 	@$(BIN)/python -m pytest -q -m soak -s --timeout=3600
+
+image:  ## the container image, by docker or podman; BASE=NAME@DIGEST for another base
+	@builder=$$(command -v docker || command -v podman) || { echo "image: there is neither docker nor podman" >&2; exit 1; }; \
+	"$$builder" build $(if $(BASE),--build-arg BASE=$(BASE)) --tag llm-cost-exporter \
+		--build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' exporter/__init__.py)" .
 
 clean:  ## remove everything that was made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage dist
