@@ -6,7 +6,8 @@ names joined in one tuple are added up.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
@@ -18,11 +19,25 @@ Labels = tuple[tuple[str, str], ...]
 Names = tuple[tuple[str, ...], ...]  # alternatives, each a tuple of names to add up
 
 
+class KnownFrom(StrEnum):
+    """How well a dialect is known."""
+
+    SERVERS = "pages of real servers"
+    SOURCE = "its source code"
+    DOCUMENTATION = "its documentation"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How one kind of server names its metrics; `sign` is text that only its pages contain."""
+    """How one kind of server names its metrics.
+
+    `sign` begins a metric's name on its pages and on no other kind's. `repeated` are labels of gauges whose series
+    tell the same again, or a part of it: of these the greatest value counts. `decode` replaces counters of an engine
+    whose prompts a prefill engine computes and counts.
+    """
 
     kind: Kind
+    known_from: KnownFrom
     sign: str
     counters: Mapping[Counted, Names]
     running: tuple[str, ...]
@@ -33,11 +48,18 @@ class Dialect:
     model_label: str = "model_name"
     outcome_label: str = "finished_reason"
     http_routes: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+    decode: Mapping[Counted, Names] = field(default_factory=dict)
+
+    def fits(self, text: str) -> bool:
+        """Tell whether a name on the page begins with the sign; inside of other names and of labels it says nothing."""
+        return f"\n{self.sign}" in text or f"# TYPE {self.sign}" in text or text.startswith(self.sign)
 
 
 # https://docs.vllm.ai/en/latest/design/metrics.html; names of 0.4 to 0.32 as found in the releases
 VLLM: Final = Dialect(
     kind=Kind.VLLM,
+    known_from=KnownFrom.SERVERS,
     sign="vllm:generation_tokens",  # a router in front re-exports other vllm: names, never this one
     counters={
         Counted.PROMPT_TOKENS: (("vllm:prompt_tokens_total",),),
@@ -54,15 +76,16 @@ VLLM: Final = Dialect(
     kv_cache=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),  # 0.9.2+, V0 and V1 up to 0.11; both are ratios
     ttft=("vllm:time_to_first_token_seconds",),
     http_routes=("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"),
+    decode={Counted.PROMPT_TOKENS: (("vllm:prompt_tokens_by_source_total",), ("vllm:prompt_tokens_total",))},  # 0.16+
 )
 
-# The decode side of a disaggregated pair counts prompts that the prefill side has computed and counted.
-_DECODE_PROMPT_TOKENS: Final = "vllm:prompt_tokens_by_source_total"
+# Prompt tokens of this source were computed, and counted, by the prefill engine.
 _COMPUTED_ELSEWHERE: Final = ("source", "external_kv_transfer")
 
 # llama-server --metrics; no labels, no start time, no histograms. Its prompt counter leaves cached tokens out.
 LLAMACPP: Final = Dialect(
     kind=Kind.LLAMACPP,
+    known_from=KnownFrom.SERVERS,
     sign="llamacpp:tokens_predicted_total",
     counters={
         Counted.PROMPT_TOKENS: (("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),),
@@ -75,16 +98,76 @@ LLAMACPP: Final = Dialect(
     ttft=(),
 )
 
+# SGLang 0.5 with --enable-metrics; no start time, since it always writes in multi-process mode. Tokens and requests are
+# counted in front of all ranks, when a request ends. One aborted while it ran is among them, so the counter of aborted
+# ones adds nothing. Gauges come from each rank's scheduler: data-parallel ranks divide the requests, all others hold
+# the same ones. Where requests have priorities, the series without one is the sum of the rest.
+SGLANG: Final = Dialect(
+    kind=Kind.SGLANG,
+    known_from=KnownFrom.SOURCE,
+    sign="sglang:",
+    counters={
+        Counted.PROMPT_TOKENS: (("sglang:prompt_tokens_total",),),  # cached ones included
+        Counted.CACHED_PROMPT_TOKENS: (("sglang:cached_tokens_total",),),  # one series for each cache they came from
+        Counted.OUTPUT_TOKENS: (("sglang:generation_tokens_total",),),
+        Counted.REQUESTS: (("sglang:num_requests_total",),),
+    },
+    running=("sglang:num_running_reqs",),
+    waiting=("sglang:num_queue_reqs",),
+    kv_cache=("sglang:token_usage",),
+    ttft=("sglang:time_to_first_token_seconds",),
+    repeated=("tp_rank", "pp_rank", "moe_ep_rank", "priority"),
+    decode={Counted.PROMPT_TOKENS: (), Counted.CACHED_PROMPT_TOKENS: ()},
+)
+
+# NIM for LLMs 1.x, on /v1/metrics; from 2.0 on it serves the page of the vLLM or SGLang inside. Its names have no
+# prefix; the sign is the one that no other server was seen to use.
+# https://docs.nvidia.com/nim/large-language-models/latest/observability.html
+NIM: Final = Dialect(
+    kind=Kind.NIM,
+    known_from=KnownFrom.DOCUMENTATION,
+    sign="num_request_max",
+    counters={
+        Counted.PROMPT_TOKENS: (("prompt_tokens_total",),),
+        Counted.OUTPUT_TOKENS: (("generation_tokens_total",),),
+        Counted.REQUESTS: (("request_finish_total",), ("request_success_total",)),  # the older one may tell no reason
+    },
+    running=("num_requests_running",),
+    waiting=("num_requests_waiting",),
+    kv_cache=("gpu_cache_usage_perc",),  # a ratio
+    ttft=("time_to_first_token_seconds",),
+)
+
+# TGI; no labels, no start time, no TTFT: its queue time ends before the first token is made. Its only token counts are
+# the sums of two histograms, of prompts when they are accepted and of answers when they are finished.
+# https://huggingface.co/docs/text-generation-inference/reference/metrics
+TGI: Final = Dialect(
+    kind=Kind.TGI,
+    known_from=KnownFrom.DOCUMENTATION,
+    sign="tgi_request_",
+    counters={
+        Counted.PROMPT_TOKENS: (("tgi_request_input_length_sum",),),
+        Counted.OUTPUT_TOKENS: (("tgi_request_generated_tokens_sum",),),
+        Counted.REQUESTS: (("tgi_request_success",),),
+    },
+    running=("tgi_batch_current_size",),
+    waiting=("tgi_queue_size",),
+    kv_cache=(),
+    ttft=(),
+)
+
 _BEYOND_ANY_COUNT: Final = 2.0**63
 _BEYOND_ANY_TIME: Final = 1e11  # Unix seconds
 
-DIALECTS: Final = (VLLM, LLAMACPP)
+DIALECTS: Final = (VLLM, LLAMACPP, SGLANG, NIM, TGI)  # the first that fits: some wrap vLLM and add names of their own
 
 # Pages that are often pointed at by mistake, and what to do instead.
 _OTHERS: Final = {
     "litellm_": "a LiteLLM proxy; point the address at the inference engine behind it",
     "vllm_router_": "a vLLM router; point the address at the inference engine behind it",
     "vllm:num_incoming_requests": "a vLLM router; point the address at the inference engine behind it",
+    "sgl_router_": "an SGLang router; point the address at the inference engine behind it",
+    "smg_": "an SGLang gateway; point the address at the inference engine behind it",
     "llmcost_": "this exporter itself",
 }
 
@@ -99,7 +182,7 @@ def recognise(text: str, kind: Kind) -> Dialect:
     Raises:
         UnknownPageError: no dialect of `kind` fits.
     """
-    found = next((dialect for dialect in DIALECTS if dialect.sign in text), None)
+    found = next((dialect for dialect in DIALECTS if dialect.fits(text)), None)
     if found is not None and kind in (Kind.AUTO, found.kind):
         return found
     if found is not None:
@@ -122,11 +205,11 @@ def _looks_like(text: str) -> str:
 
 def wanted_names(dialect: Dialect) -> frozenset[str]:
     """Return the names of all samples that a dialect needs."""
-    counters = (name for alternatives in dialect.counters.values() for names in alternatives for name in names)
+    tables = (*dialect.counters.values(), *dialect.decode.values())
+    counters = (name for alternatives in tables for names in alternatives for name in names)
     histograms = (f"{name}_{part}" for name in dialect.ttft for part in ("bucket", "sum", "count"))
     gauges = (*dialect.running, *dialect.waiting, *dialect.kv_cache, dialect.start_time)
-    extra = (_DECODE_PROMPT_TOKENS,) if dialect is VLLM else ()
-    return frozenset((*counters, *histograms, *gauges, *extra))
+    return frozenset((*counters, *histograms, *gauges))
 
 
 def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disaggregation) -> EngineReading:
@@ -136,9 +219,7 @@ def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disag
         ExpositionError: a histogram is not whole.
     """
     page = by_name(samples)
-    names = dict(dialect.counters)
-    if disaggregation is Disaggregation.DECODE and _DECODE_PROMPT_TOKENS in page:
-        names[Counted.PROMPT_TOKENS] = ((_DECODE_PROMPT_TOKENS,),)
+    names = {**dialect.counters, **(dialect.decode if disaggregation is Disaggregation.DECODE else {})}
     counters: dict[Series, int] = {}
     for counted, alternatives in names.items():
         for sample in _chosen(page, alternatives):
@@ -176,9 +257,9 @@ def _counter(dialect: Dialect, counted: Counted, sample: Sample) -> Series | Non
 
 
 @lru_cache(maxsize=4096)
-def _identity(labels: Labels, model_label: str) -> tuple[str, str]:
-    """Return the model that labels name, and what else tells series apart, but for a bucket's bound."""
-    told_apart = [f"{name}={value}" for name, value in labels if name not in (model_label, "le")]
+def _identity(labels: Labels, model_label: str, repeated: tuple[str, ...] = ("le",)) -> tuple[str, str]:
+    """Return the model that labels name, and what else tells series apart: not the bound, where it is a bucket's."""
+    told_apart = [f"{name}={value}" for name, value in labels if name != model_label and name not in repeated]
     return dict(labels).get(model_label, ""), ",".join(told_apart)
 
 
@@ -201,11 +282,16 @@ def _gauges(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[str, Mod
 
 
 def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], names: tuple[str, ...]) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {}
     found = next((page[name] for name in names if name in page), [])
-    for sample in {sample.labels: sample for sample in reversed(found)}.values():  # of the same series, the first
-        if _is_count(sample.value):
-            values.setdefault(_identity(sample.labels, dialect.model_label)[0], []).append(sample.value)
+    first = {sample.labels: sample.value for sample in reversed(found)}  # of the same series
+    greatest: dict[tuple[str, str], float] = {}
+    for labels, value in first.items():
+        told_apart = _identity(labels, dialect.model_label, dialect.repeated)
+        if _is_count(value) and value >= greatest.get(told_apart, 0.0):
+            greatest[told_apart] = value
+    values: dict[str, list[float]] = {}
+    for (model, _), value in greatest.items():
+        values.setdefault(model, []).append(value)
     return values
 
 

@@ -464,11 +464,11 @@ def understood(text: str) -> bool:
 def test_no_text_at_all_raises_anything_but_a_refusal(text: str) -> None:
     understood(text)
     for dialect in DIALECTS:
-        understood(f"# {dialect.sign}\n{text}\n")
+        understood(f"# TYPE {dialect.sign}\n{text}\n")
 
 
 def test_a_page_with_a_sign_and_nothing_else_is_understood() -> None:
-    assert [understood(f"# {dialect.sign}\n") for dialect in DIALECTS] == [True, True]
+    assert [understood(f"# TYPE {dialect.sign}\n") for dialect in DIALECTS] == [True] * 5
     assert not understood("# nothing\n")
 
 
