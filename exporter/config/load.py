@@ -7,26 +7,12 @@ from pathlib import Path
 from typing import Final
 from zoneinfo import available_timezones
 
-import msgspec
-
-from exporter.config.model import (
-    Alerts,
-    Budget,
-    CapMode,
-    Config,
-    DatedPrice,
-    Engine,
-    Gpu,
-    GpuPrice,
-    GpuShare,
-    Limits,
-    Prices,
-    Role,
-    Usage,
-)
+from exporter.config.model import Alerts, Budget, CapMode, Config, Engine, Gpu, GpuShare, GpuSource, Limits, Role, Usage
 from exporter.config.nodes import parse_as, read_file
+from exporter.config.prices import DatedPrice, GpuPrice, NetworkPrice, Prices
 
 _SHORTEST_INTERVAL_SECONDS: Final = 0.1
+_SHORTEST_LIFETIME_SECONDS: Final = 86400.0
 _FEWEST_BEATS_OF_A_GAP: Final = 4  # a beat is always a moment longer than the interval
 
 
@@ -57,6 +43,7 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
         yield "max_gap", f"expected at least four beats, {least:g} s, found {config.max_gap:g} s"
     yield from _engines(config)
     yield from _shares(config.engines)
+    yield from _gpu(config.gpu)
     yield from _prices(config)
     yield from _budgets(config.budgets)
     for name in ("queue_depth", "gpu_utilization", "ttft"):
@@ -120,8 +107,15 @@ def _shares(engines: tuple[Engine, ...]) -> Iterator[tuple[str, str]]:
                 yield path, f"expected shares of one GPU that sum to at most 1, found {float(charged[share.uuid]):g}"
 
 
+def _gpu(gpu: Gpu) -> Iterator[tuple[str, str]]:
+    if gpu.source is GpuSource.DCGM and gpu.dcgm_url is None:
+        yield "gpu.dcgm_url", "expected the address of a dcgm-exporter, since gpu.source is dcgm, found nothing"
+    if not gpu.select:
+        yield "gpu.select", "expected own, all or at least one UUID, found an empty list"
+
+
 def _prices(config: Config) -> Iterator[tuple[str, str]]:
-    forms = "usd_per_hour, by_name, instance or timeline"
+    forms = "usd_per_hour, by_name, instance, owned or timeline"
     gpu = config.prices.gpu
     if gpu is None:
         if any(engine.gpus_charged for engine in config.engines):
@@ -130,7 +124,9 @@ def _prices(config: Config) -> Iterator[tuple[str, str]]:
         count = _forms(gpu)
         if count > 1 or (count == 0 and not gpu.timeline):
             yield "prices.gpu", f"expected exactly one of {forms}, found {count or 'none'}"
+        yield from _owned("prices.gpu", gpu)
         yield from _timeline(gpu.timeline)
+    yield from _network(config.prices.network)
     names = {engine.name for engine in config.engines}
     yield from _unique("prices.other", "name", [other.name for other in config.prices.other])
     for index, other in enumerate(config.prices.other):
@@ -139,14 +135,31 @@ def _prices(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _forms(price: GpuPrice | DatedPrice) -> int:
-    return sum(form is not None for form in (price.usd_per_hour, price.by_name, price.instance))
+    return sum(form is not None for form in (price.usd_per_hour, price.by_name, price.instance, price.owned))
+
+
+def _owned(path: str, price: GpuPrice | DatedPrice) -> Iterator[tuple[str, str]]:
+    if (owned := price.owned) is None:
+        return
+    if owned.lifetime < _SHORTEST_LIFETIME_SECONDS:
+        yield f"{path}.owned.lifetime", f"expected a day or more, found {owned.lifetime:g} s"
+    for key, is_given in (("pue", owned.pue != 1), ("watts", owned.watts is not None)):
+        if is_given and owned.usd_per_kwh is None:
+            yield f"{path}.owned", f"expected usd_per_kwh beside {key}, found none"
+
+
+def _network(price: NetworkPrice | None) -> Iterator[tuple[str, str]]:
+    for index, name in enumerate(price.interfaces if price else ()):
+        if name == "lo":
+            yield f"prices.network.interfaces[{index}]", "expected an interface to elsewhere, found the loopback"
 
 
 def _timeline(timeline: tuple[DatedPrice, ...]) -> Iterator[tuple[str, str]]:
     for index, dated in enumerate(timeline):
         path = f"prices.gpu.timeline[{index}]"
         if (count := _forms(dated)) != 1:
-            yield path, f"expected exactly one of usd_per_hour, by_name or instance, found {count or 'none'}"
+            yield path, f"expected exactly one of usd_per_hour, by_name, instance or owned, found {count or 'none'}"
+        yield from _owned(path, dated)
         if index and dated.from_ <= timeline[index - 1].from_:
             yield f"{path}.from", "expected instants in rising order, found one that is not later than the one before"
 
@@ -171,28 +184,29 @@ def warnings(config: Config) -> list[str]:
         "budgets": (bool(config.budgets), "budgets are not held yet: nothing is warned or denied"),
         "features": (bool(config.features.known or config.features.value_ratio), "usage events are not read yet"),
         "cascades": (bool(config.cascades), "cascades are not counted yet"),
-        "prices.network": (config.prices.network is not None, "network bytes are not charged yet"),
         "prices.api": (bool(config.prices.api.models or config.prices.api.compare_with), "API prices are not used yet"),
         "usage": (config.usage != Usage(), "usage events are not read yet"),
-        "gpu": (
-            msgspec.structs.replace(config.gpu, name=None) != Gpu(),
-            "GPU metrics are not read yet: only gpu.name has an effect",
-        ),
         "alerts": (config.alerts != Alerts(), "alert thresholds are not on the page yet"),
         "limits": (config.limits != Limits(), "these limits are not applied yet"),
+        "gpu.dcgm_url": (
+            config.gpu.dcgm_url is not None and config.gpu.source in (GpuSource.NVML, GpuSource.NONE),
+            f"nobody asks it, since gpu.source is {config.gpu.source}",
+        ),
         "prices.storage": (
             config.role is Role.SIDECAR and config.prices.storage is not None,
             "a sidecar charges no storage: it would be counted once a replica",
         ),
     }
     return [f"{key}: {text}" for key, (applies, text) in findings.items() if applies] + _by_name(
-        config.prices, config.gpu.name
+        config.prices, config.gpu
     )
 
 
-def _by_name(prices: Prices, name: str | None) -> list[str]:
+def _by_name(prices: Prices, gpu: Gpu) -> list[str]:
     forms: tuple[GpuPrice | DatedPrice, ...] = (prices.gpu, *prices.gpu.timeline) if prices.gpu else ()
-    if all(form.by_name is None or name in form.by_name for form in forms):
+    if all(form.by_name is None or gpu.name in form.by_name for form in forms):
         return []
-    found = f"gpu.name is {name!r}" if name else "gpu.name is not set"
+    if gpu.name is None and gpu.source is not GpuSource.NONE:
+        return []  # the GPUs will say what they are
+    found = f"gpu.name is {gpu.name!r}" if gpu.name else "gpu.name is not set and no GPU is asked"
     return [f"prices.gpu.by_name: no price applies, since {found}; GPU time is counted as unpriced"]

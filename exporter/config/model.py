@@ -12,26 +12,24 @@ from typing import Annotated
 import msgspec
 
 from exporter.config import units
-
-Duration = Annotated[float, units.DURATION]
-Size = Annotated[int, units.SIZE]
-Money = Annotated[Decimal, units.MONEY]
-Limit = Annotated[Decimal, units.LIMIT]
-Amount = Annotated[Decimal, units.AMOUNT]
-Positive = Annotated[Decimal, units.POSITIVE]
-Ratio = Annotated[Decimal, units.RATIO]
-GpuCount = Annotated[Fraction, units.GPU_COUNT]
-Whole = Annotated[int, units.WHOLE]
-WholePositive = Annotated[int, units.WHOLE_POSITIVE]
-Name = Annotated[str, units.NAME]
-Url = Annotated[str, units.URL]
-Path = Annotated[str, units.PATH]
-UnixNanoseconds = Annotated[int, units.INSTANT]
-Flag = Annotated[bool, units.FLAG]
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """One mapping of the file."""
+from exporter.config.prices import Prices
+from exporter.config.section import (
+    Amount,
+    Duration,
+    Flag,
+    GpuCount,
+    Limit,
+    Money,
+    Name,
+    Path,
+    Positive,
+    Ratio,
+    Section,
+    Size,
+    Url,
+    Whole,
+    WholePositive,
+)
 
 
 class Role(StrEnum):
@@ -47,6 +45,9 @@ class Kind(StrEnum):
     AUTO = "auto"
     VLLM = "vllm"
     LLAMACPP = "llamacpp"
+    SGLANG = "sglang"
+    NIM = "nim"
+    TGI = "tgi"
 
 
 class Workload(StrEnum):
@@ -115,94 +116,43 @@ class Engine(Section, frozen=True, kw_only=True):
         return self.ttft_target
 
 
+class GpuSource(StrEnum):
+    """Who is asked about GPUs; `auto` asks the driver where one is visible, else a dcgm-exporter where one is named."""
+
+    AUTO = "auto"
+    NVML = "nvml"
+    DCGM = "dcgm"
+    NONE = "none"
+
+
+class GpuSelect(StrEnum):
+    """Which GPUs are shown: the engines' own, or whatever the source shows."""
+
+    OWN = "own"
+    ALL = "all"
+
+
+class OnFatal(StrEnum):
+    """What to do where something fatal happens: end, or stay and say so beside an engine that must not be harmed."""
+
+    EXIT = "exit"
+    DEGRADE = "degrade"
+
+
 class Gpu(Section, frozen=True, kw_only=True):
-    """Where GPU facts come from; `name` prices by product name where no driver is visible."""
+    """Where GPU facts come from; `name` prices by product name where no driver is visible.
 
-    source: Annotated[str, units.NAME] = "auto"
-    dcgm_url: Url | None = None
-    select: Name | tuple[Name, ...] = "own"
+    `on_fatal` says what to do when a driver that was there is gone for good, and only a new process could find it
+    again; `release` is how long SIGUSR1 lets go of the driver.
+    """
+
+    source: GpuSource = GpuSource.AUTO
+    dcgm_url: Annotated[str, units.URL_TEMPLATE] | None = None
+    select: GpuSelect | tuple[Name, ...] = GpuSelect.OWN
     name: Name | None = None
-
-
-class InstancePrice(Section, frozen=True, kw_only=True):
-    """A machine rented as a whole: its price is divided by its GPUs."""
-
-    usd_per_hour: Money
-    gpus: WholePositive
-
-
-class DatedPrice(Section, frozen=True, kw_only=True):
-    """A price in force from an instant on."""
-
-    from_: UnixNanoseconds = msgspec.field(name="from")
-    usd_per_hour: Money | None = None
-    by_name: dict[Name, Money] | None = None
-    instance: InstancePrice | None = None
-
-
-class GpuPrice(Section, frozen=True, kw_only=True):
-    """What a GPU costs: exactly one form, and a timeline of later forms."""
-
-    usd_per_hour: Money | None = None
-    by_name: dict[Name, Money] | None = None
-    instance: InstancePrice | None = None
-    timeline: tuple[DatedPrice, ...] = ()
-
-
-class StoragePrice(Section, frozen=True, kw_only=True):
-    """Model weights at rest: all engines of this exporter together, GB = 10^9 bytes, by calendar month in UTC."""
-
-    weights_gb: Amount
-    usd_per_gb_month: Money
-
-
-class NetworkPrice(Section, frozen=True, kw_only=True):
-    """Bytes sent; GB = 10^9 bytes."""
-
-    usd_per_gb: Money
-    billable_ratio: Ratio = Decimal(1)
-
-
-class OtherPrice(Section, frozen=True, kw_only=True):
-    """Anything else that is paid by the hour; without an engine all engines share it equally."""
-
-    name: Name
-    usd_per_hour: Money
-    engine: Name | None = None
-
-
-class ApiModel(Section, frozen=True, kw_only=True):
-    """A model behind an API with a price of its own."""
-
-    model: Name
-    provider: Name | None = None
-    input_usd_per_million: Money
-    output_usd_per_million: Money
-    cached_input_usd_per_million: Money | None = None
-
-
-class ApiReference(Section, frozen=True, kw_only=True):
-    """A model of the API price list."""
-
-    provider: Name
-    model: Name
-
-
-class ApiPrices(Section, frozen=True, kw_only=True):
-    """API list prices: what self-hosting is compared with, and models with prices of their own."""
-
-    compare_with: ApiReference | None = None
-    models: tuple[ApiModel, ...] = ()
-
-
-class Prices(Section, frozen=True, kw_only=True):
-    """Everything that costs money; the only part of the config without a default."""
-
-    gpu: GpuPrice | None = None
-    storage: StoragePrice | None = None
-    network: NetworkPrice | None = None
-    other: tuple[OtherPrice, ...] = ()
-    api: ApiPrices = ApiPrices()
+    library_path: Path | None = None
+    on_fatal: OnFatal = OnFatal.DEGRADE
+    release: Duration = 600.0
 
 
 class CapMode(StrEnum):
@@ -345,8 +295,3 @@ class Config(Section, frozen=True, kw_only=True):
     alerts: Alerts = Alerts()
     usage: Usage = Usage()
     limits: Limits = Limits()
-
-
-def fields(section: type[Section]) -> dict[str, msgspec.structs.FieldInfo]:
-    """Return the fields of a section by the key that the file uses."""
-    return {field.encode_name: field for field in msgspec.structs.fields(section)}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar, Union, get_args, 
 
 import msgspec
 
-from exporter.config.model import Section, fields
+from exporter.config.section import Section, fields
 from exporter.config.units import NAME, Scalar
 
 Node = Any  # one of PyYAML's, which is loaded when a file is read: a start with flags alone need not wait for it
@@ -146,7 +146,7 @@ class Reader:
             item = get_args(chosen)[0]
             items = tuple(self.read(child, item, f"{path}[{index}]") for index, child in enumerate(node.value))
             return msgspec.UNSET if msgspec.UNSET in items else items
-        return self._scalar(node, chosen, path)
+        return self._scalar(node, chosen, hint, path)
 
     def _count(self) -> None:
         self._values += 1
@@ -158,14 +158,15 @@ class Reader:
         self.problem(path, f"expected {expected(hint)}, found {found}")
         return msgspec.UNSET
 
-    def _scalar(self, node: Node, hint: Any, path: str) -> Any:
-        if hint is type(None):
+    def _scalar(self, node: Node, chosen: Any, hint: Any, path: str) -> Any:
+        if chosen is type(None):
             return None
         try:
-            return hint(node.value) if _is_enum(hint) else _scalar_of(hint).parse(node.value)
+            return chosen(node.value) if _is_enum(chosen) else _scalar_of(chosen).parse(node.value)
         except (ValueError, OverflowError):
-            secret = not _is_enum(hint) and _scalar_of(hint).secret
-            self.problem(path, f"expected {expected(hint)}, found {'something else' if secret else _found(node)}")
+            secret = not _is_enum(chosen) and _scalar_of(chosen).secret
+            wanted = expected(hint if _is_enum(chosen) else chosen)
+            self.problem(path, f"expected {wanted}, found {'something else' if secret else _found(node)}")
             return msgspec.UNSET
 
     def _mapping(self, node: Node, hint: Any, path: str) -> Any:

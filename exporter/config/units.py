@@ -24,6 +24,7 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, 
 _BYTES: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _LONGEST_NAME: Final = 128
 _LONGEST_SECONDS: Final = 100 * 31536000.0
+VARIABLE: Final = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")  # of the environment, in an address that differs by node
 
 
 def seconds(text: str) -> float:
@@ -103,6 +104,14 @@ def _url(text: str) -> str:
     return text
 
 
+def _url_template(text: str) -> str:
+    plain = VARIABLE.sub("x", text)
+    if "$" in plain:
+        raise ValueError(text)
+    _url(plain)
+    return text
+
+
 def _line(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError(text)
@@ -127,6 +136,7 @@ SIZE: Final = Scalar("a size like 1MiB", size_bytes)
 MONEY: Final = Scalar("an amount in US dollars, 0 or more", _bounded(Decimal(0)))
 LIMIT: Final = Scalar("an amount in US dollars above 0", _bounded(Decimal(0), open_minimum=True))
 AMOUNT: Final = Scalar("a number, 0 or more", _bounded(Decimal(0)))
+PUE: Final = Scalar("a number, 1 or more", _bounded(Decimal(1)))
 POSITIVE: Final = Scalar("a number above 0", _bounded(Decimal(0), open_minimum=True))
 RATIO: Final = Scalar("a ratio from 0 to 1", _bounded(Decimal(0), Decimal(1)))
 GPU_COUNT: Final = Scalar("a number of GPUs like 1, 0.5 or 3/7", _count)
@@ -137,6 +147,11 @@ WHOLE_POSITIVE: Final = Scalar("a whole number, 1 or more", _whole(1, 10**12))
 DENY_STATUS: Final = Scalar("an HTTP status from 400 to 599", _whole(400, 599))
 NAME: Final = Scalar(f"a name of 1 to {_LONGEST_NAME} printable characters", _name)
 URL: Final = Scalar("an address like http://127.0.0.1:8000, without user, password or query", _url, secret=True)
+URL_TEMPLATE: Final = Scalar(
+    "an address like http://127.0.0.1:9400 or http://${NODE_IP}:9400, without user, password or query",
+    _url_template,
+    secret=True,
+)
 PATH: Final = Scalar("the path of a file", _line)
 TEXT: Final = Scalar("one line of text", _line)
 INSTANT: Final = Scalar("a date or time like 2026-11-01 or 2026-11-01T00:00:00Z", _instant)

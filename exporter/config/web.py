@@ -9,8 +9,8 @@ from typing import Annotated, Final
 import msgspec
 
 from exporter.config import units
-from exporter.config.model import Flag, Name, Path, Section
 from exporter.config.nodes import ConfigError, parse_as, read_file
+from exporter.config.section import Flag, Name, Path, Section
 
 
 class ClientAuth(StrEnum):

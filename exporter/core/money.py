@@ -24,6 +24,7 @@ class Kind(StrEnum):
     OUTPUT_TOKENS = "output_tokens"
     REQUESTS = "requests"
     COLD_STARTS = "cold_starts"
+    SENT_BYTES = "sent_bytes"
 
 
 LABELS: Final = {
@@ -35,6 +36,7 @@ LABELS: Final = {
     Kind.OUTPUT_TOKENS: ("engine", "model", "tier"),
     Kind.REQUESTS: ("engine", "model", "outcome"),
     Kind.COLD_STARTS: ("engine",),
+    Kind.SENT_BYTES: (),
 }
 
 
@@ -47,6 +49,7 @@ class Category(StrEnum):
     COMPUTE_DOWN = "compute_down"
     COMPUTE_UNOBSERVED = "compute_unobserved"
     STORAGE = "storage"
+    NETWORK = "network"
     OTHER = "other"
 
 

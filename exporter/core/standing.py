@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from exporter.config.model import Config, Role, StoragePrice
+from exporter.config.model import Config, Role
+from exporter.config.prices import StoragePrice
 from exporter.core.money import Account, Category, Entry, cost, nano_usd
 from exporter.core.prices import HourlyPrice, Interval, in_force, pieces, storage_timeline
 

@@ -26,17 +26,15 @@ from exporter.config.model import (
     Config,
     Disaggregation,
     Engine,
-    GpuPrice,
     GpuShare,
     Kind,
     OnUnknown,
-    Prices,
     Role,
-    Section,
     Workload,
-    fields,
 )
 from exporter.config.nodes import ConfigError, Reader
+from exporter.config.prices import GpuPrice, OwnedPrice, Prices
+from exporter.config.section import Section, fields
 from exporter.config.units import decimal, seconds, size_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -55,9 +53,13 @@ gpu: {source: nvml, dcgm_url: null, select: [GPU-1], name: NVIDIA A10G}
 prices:
   gpu:
     by_name: {NVIDIA A10G: 0.80}
-    timeline: [{from: 2026-12-01, usd_per_hour: 0.75}, {from: 2026-12-02, instance: {usd_per_hour: 12, gpus: 8}}]
+    timeline:
+      - {from: 2026-12-01, usd_per_hour: 0.75}
+      - {from: 2026-12-02, instance: {usd_per_hour: 12, gpus: 8}}
+      - {from: 2026-12-03, owned: {purchase_usd: 30000, gpus: 8, lifetime: 4y, maintenance_usd_per_year: 1200,
+         usd_per_kwh: 0.20, pue: 1.2, watts: 350}}
   storage: {weights_gb: 14, usd_per_gb_month: 0.023}
-  network: {usd_per_gb: 0.09, billable_ratio: 0.5}
+  network: {usd_per_gb: 0.09, billable_ratio: 0.5, interfaces: [eth0]}
   other: [{name: disk, usd_per_hour: 0.01, engine: sum}, {name: rack, usd_per_hour: 1}]
   api:
     compare_with: {provider: openai, model: gpt-4o-mini}
@@ -136,12 +138,22 @@ def test_every_price_of_a_whole_config_arrives() -> None:
     assert storage is not None
     assert network is not None
     assert gpu.by_name == {"NVIDIA A10G": Decimal("0.80")}
-    first, second = gpu.timeline
+    first, second, third = gpu.timeline
     assert (first.from_, first.usd_per_hour) == (1_796_083_200 * 10**9, Decimal("0.75"))
     assert second.instance is not None
     assert (second.instance.usd_per_hour, second.instance.gpus) == (Decimal(12), 8)
+    assert third.owned == OwnedPrice(
+        purchase_usd=Decimal(30000),
+        gpus=8,
+        lifetime=126_144_000.0,
+        maintenance_usd_per_year=Decimal(1200),
+        usd_per_kwh=Decimal("0.20"),
+        pue=Decimal("1.2"),
+        watts=Decimal(350),
+    )
     assert (storage.weights_gb, storage.usd_per_gb_month) == (Decimal(14), Decimal("0.023"))
     assert (network.usd_per_gb, network.billable_ratio) == (Decimal("0.09"), Decimal("0.5"))
+    assert network.interfaces == ("eth0",)
     assert [(other.name, other.engine) for other in prices.other] == [("disk", "sum"), ("rack", None)]
     assert prices.api.compare_with is not None
     assert prices.api.compare_with.model == "gpt-4o-mini"
@@ -359,18 +371,15 @@ SIDECAR = "role: sidecar\n"
         (LEAST + "cascades: [{name: a, tiers: [b, c]}]\n", ["cascades: cascades are not counted yet"]),
         (LEAST + "usage: {tokens: [{file: a}]}\n", ["usage: usage events are not read yet"]),
         (LEAST + "usage: {settle: 1m}\n", ["usage: usage events are not read yet"]),
+        (LEAST + "gpu: {dcgm_url: 'http://${NODE_IP}:9400'}\n", []),
+        (LEAST + "gpu: {source: dcgm, dcgm_url: 'http://a:9400', select: [a]}\n", []),
         (
-            LEAST + "gpu: {dcgm_url: 'http://a:9400'}\n",
-            ["gpu: GPU metrics are not read yet: only gpu.name has an effect"],
+            LEAST + "gpu: {source: nvml, dcgm_url: 'http://a:9400'}\n",
+            ["gpu.dcgm_url: nobody asks it, since gpu.source is nvml"],
         ),
-        (LEAST + "gpu: {source: nvml}\n", ["gpu: GPU metrics are not read yet: only gpu.name has an effect"]),
-        (LEAST + "gpu: {select: [a]}\n", ["gpu: GPU metrics are not read yet: only gpu.name has an effect"]),
         (LEAST + "alerts: {idle_usd_per_hour: 6}\n", ["alerts: alert thresholds are not on the page yet"]),
         (LEAST + "limits: {body_bytes: 2MiB}\n", ["limits: these limits are not applied yet"]),
-        (
-            LEAST.replace("{gpu:", "{network: {usd_per_gb: 1}, gpu:"),
-            ["prices.network: network bytes are not charged yet"],
-        ),
+        (LEAST.replace("{gpu:", "{network: {usd_per_gb: 1}, gpu:"), []),
         (
             LEAST.replace("{gpu:", "{api: {compare_with: {provider: a, model: b}}, gpu:"),
             ["prices.api: API prices are not used yet"],
@@ -386,17 +395,18 @@ SIDECAR = "role: sidecar\n"
             SIDECAR + LEAST.replace("{gpu:", "{storage: {weights_gb: 1, usd_per_gb_month: 1}, gpu:"),
             ["prices.storage: a sidecar charges no storage: it would be counted once a replica"],
         ),
-        (
-            LEAST.replace("usd_per_hour: 0.80", "by_name: {A10G: 1}"),
-            ["prices.gpu.by_name: no price applies, since gpu.name is not set; GPU time is counted as unpriced"],
-        ),
+        (LEAST.replace("usd_per_hour: 0.80", "by_name: {A10G: 1}"), []),
         (
             LEAST.replace("usd_per_hour: 0.80", "by_name: {A10G: 1}") + "gpu: {name: H100}\n",
             ["prices.gpu.by_name: no price applies, since gpu.name is 'H100'; GPU time is counted as unpriced"],
         ),
         (
-            LEAST.replace("usd_per_hour: 0.80", "timeline: [{from: 2020-01-01, by_name: {A10G: 1}}]"),
-            ["prices.gpu.by_name: no price applies, since gpu.name is not set; GPU time is counted as unpriced"],
+            LEAST.replace("usd_per_hour: 0.80", "timeline: [{from: 2020-01-01, by_name: {A10G: 1}}]")
+            + "gpu: {source: none}\n",
+            [
+                "prices.gpu.by_name: no price applies, since gpu.name is not set and no GPU is asked; GPU time is "
+                "counted as unpriced"
+            ],
         ),
         (LEAST.replace("usd_per_hour: 0.80", "by_name: {cafe\u0301: 1}") + "gpu: {name: café}\n", []),
     ],
@@ -610,7 +620,7 @@ def test_serve_ends_with_the_problems_of_its_config(tmp_path: Path) -> None:
 
 def flags_config(**given: Any) -> Config | None:
     nothing = dict.fromkeys(
-        ("config_file", "engine_url", "engine_name", "gpu_usd_per_hour", "gpu_count", "interval"), None
+        ("config_file", "engine_url", "engine_name", "gpu_usd_per_hour", "gpu_count", "gpu_dcgm_url", "interval"), None
     )
     return config_of_flags(**{**nothing, **given})
 
@@ -622,9 +632,11 @@ def test_flags_make_the_config_that_a_file_would() -> None:
         engine_name="chat",
         gpu_usd_per_hour=Decimal(2),
         gpu_count=Fraction(3, 7),
+        gpu_dcgm_url="http://b:9400",
         interval=1.0,
     ) == read(
         'interval: 1s\nengines: [{name: chat, url: "http://a:8000", gpus: 3/7}]\nprices: {gpu: {usd_per_hour: 2}}\n'
+        'gpu: {dcgm_url: "http://b:9400"}\n'
     )
 
 

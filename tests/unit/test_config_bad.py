@@ -17,7 +17,8 @@ URL = "expected an address like http://127.0.0.1:8000, without user, password or
 DURATION = "expected a duration like 30s, 500ms or 1h30m, found"
 MONEY = "expected an amount in US dollars, 0 or more, found"
 COUNT = "expected a number of GPUs like 1, 0.5 or 3/7, found"
-FORMS = "usd_per_hour, by_name, instance or timeline"
+FORMS = "usd_per_hour, by_name, instance, owned or timeline"
+DATED_FORMS = "usd_per_hour, by_name, instance or owned"
 NAME = "a name of 1 to 128 printable characters"
 
 # The good lines that most of the configs below begin with.
@@ -246,6 +247,38 @@ SCALARS = (
         GOOD + "budgets: [{name: all, daily_usd: 1, hard_cap: yes}]\n",
         "config.yml:3: budgets[0].hard_cap: expected true or false, found 'yes'",
     ),
+    bad(
+        "an unknown GPU source",
+        GOOD + "gpu: {source: rocm}\n",
+        "config.yml:3: gpu.source: expected one of auto, nvml, dcgm, none, found 'rocm'",
+    ),
+    bad(
+        "DCGM without an address",
+        GOOD + "gpu: {source: dcgm}\n",
+        "config.yml:3: gpu.dcgm_url: expected the address of a dcgm-exporter, since gpu.source is dcgm, found nothing",
+    ),
+    bad(
+        "a variable that is not one",
+        GOOD + "gpu: {dcgm_url: 'http://${node}:9400'}\n",
+        "config.yml:3: gpu.dcgm_url: expected an address like http://127.0.0.1:9400 or http://${NODE_IP}:9400, without "
+        "user, password or query, found something else",
+    ),
+    bad(
+        "no GPU selected",
+        GOOD + "gpu: {select: []}\n",
+        "config.yml:3: gpu.select: expected own, all or at least one UUID, found an empty list",
+    ),
+    bad(
+        "one GPU selected without a list",
+        GOOD + "gpu: {select: GPU-1}\n",
+        "config.yml:3: gpu.select: expected one of own, all or a list, each item a name of 1 to 128 printable "
+        "characters, found 'GPU-1'",
+    ),
+    bad(
+        "an unknown way to end",
+        GOOD + "gpu: {on_fatal: panic}\n",
+        "config.yml:3: gpu.on_fatal: expected one of exit, degrade, found 'panic'",
+    ),
     bad("a name of spaces", GOOD + "gpu: {name: '  '}\n", f"config.yml:3: gpu.name: expected {NAME}, found '  '"),
     bad(
         "a role that is not built yet",
@@ -381,6 +414,64 @@ MONEYS = (
         "config.yml:3: prices.gpu.instance.gpus: expected a whole number, 1 or more, found '0'",
     ),
     bad(
+        "owned hardware beside a rent",
+        price("{usd_per_hour: 1, owned: {purchase_usd: 1, lifetime: 1y}}"),
+        f"config.yml:3: prices.gpu: expected exactly one of {FORMS}, found 2",
+    ),
+    bad(
+        "owned hardware without its price and lifetime",
+        price("{owned: {}}"),
+        f"config.yml:3: prices.gpu.owned.lifetime: {DURATION} nothing",
+        f"config.yml:3: prices.gpu.owned.purchase_usd: {MONEY} nothing",
+    ),
+    bad(
+        "a lifetime in bare years",
+        price("{owned: {purchase_usd: 1, lifetime: 4}}"),
+        f"config.yml:3: prices.gpu.owned.lifetime: {DURATION} '4'",
+    ),
+    bad(
+        "a lifetime below a day",
+        price("{owned: {purchase_usd: 1, lifetime: 4h}}"),
+        "config.yml:3: prices.gpu.owned.lifetime: expected a day or more, found 14400 s",
+    ),
+    bad(
+        "a purchase of no GPUs",
+        price("{owned: {purchase_usd: 1, lifetime: 1y, gpus: 0}}"),
+        "config.yml:3: prices.gpu.owned.gpus: expected a whole number, 1 or more, found '0'",
+    ),
+    bad(
+        "a maintenance below zero",
+        price("{owned: {purchase_usd: 1, lifetime: 1y, maintenance_usd_per_year: -1}}"),
+        f"config.yml:3: prices.gpu.owned.maintenance_usd_per_year: {MONEY} '-1'",
+    ),
+    bad(
+        "a power usage effectiveness below one",
+        price("{owned: {purchase_usd: 1, lifetime: 1y, usd_per_kwh: 0.2, pue: 0.9}}"),
+        "config.yml:3: prices.gpu.owned.pue: expected a number, 1 or more, found '0.9'",
+    ),
+    bad(
+        "power without a price of energy",
+        price("{timeline: [{from: 2026-12-01, owned: {purchase_usd: 1, lifetime: 1h, pue: 1.2, watts: 300}}]}"),
+        "config.yml:3: prices.gpu.timeline[0].owned: expected usd_per_kwh beside pue, found none",
+        "config.yml:3: prices.gpu.timeline[0].owned: expected usd_per_kwh beside watts, found none",
+        "config.yml:3: prices.gpu.timeline[0].owned.lifetime: expected a day or more, found 3600 s",
+    ),
+    bad(
+        "a price of energy that is none, said once",
+        price("{owned: {purchase_usd: 1, lifetime: 1y, usd_per_kwh: cheap, watts: 300}}"),
+        f"config.yml:3: prices.gpu.owned.usd_per_kwh: {MONEY} 'cheap'",
+    ),
+    bad(
+        "bytes to ourselves",
+        GOOD.replace("{gpu:", "{network: {usd_per_gb: 1, interfaces: [eth0, lo]}, gpu:"),
+        "config.yml:2: prices.network.interfaces[1]: expected an interface to elsewhere, found the loopback",
+    ),
+    bad(
+        "one interface where a list belongs",
+        GOOD.replace("{gpu:", "{network: {usd_per_gb: 1, interfaces: eth0}, gpu:"),
+        f"config.yml:2: prices.network.interfaces: expected a list, each item {NAME}, found a single value",
+    ),
+    bad(
         "a timeline out of order",
         price("{timeline: [{from: 2026-12-02, usd_per_hour: 1},\n  {from: 2026-12-01, usd_per_hour: 2}]}"),
         "config.yml:4: prices.gpu.timeline[1].from: expected instants in rising order, found one that is not later "
@@ -398,12 +489,12 @@ MONEYS = (
     bad(
         "a timeline without a form",
         price("{timeline: [{from: 2026-12-01}]}"),
-        "config.yml:3: prices.gpu.timeline[0]: expected exactly one of usd_per_hour, by_name or instance, found none",
+        f"config.yml:3: prices.gpu.timeline[0]: expected exactly one of {DATED_FORMS}, found none",
     ),
     bad(
         "a timeline with two forms",
         price("{timeline: [{from: 2026-12-01, usd_per_hour: 1, by_name: {A10G: 1}}]}"),
-        "config.yml:3: prices.gpu.timeline[0]: expected exactly one of usd_per_hour, by_name or instance, found 2",
+        f"config.yml:3: prices.gpu.timeline[0]: expected exactly one of {DATED_FORMS}, found 2",
     ),
     bad(
         "a day that no calendar has",

@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.config.model import (
-    Config,
-    DatedPrice,
-    Engine,
-    GpuPrice,
-    InstancePrice,
-    OtherPrice,
-    Prices,
-    Role,
-    StoragePrice,
-)
+from exporter.config.model import Config, Engine, Role
+from exporter.config.prices import DatedPrice, GpuPrice, InstancePrice, OtherPrice, OwnedPrice, Prices, StoragePrice
 from exporter.core.money import NANO, Account, Category, Kind
 from exporter.core.prices import HourlyPrice, Interval, gpu_timeline, in_force, pieces, storage_timeline
 from exporter.core.standing import charges, nano_usd_per_hour, standing_costs
@@ -32,19 +23,26 @@ def usd(price: HourlyPrice) -> float | None:
     return None if price.nano_usd_per_hour is None else float(price.nano_usd_per_hour / NANO)
 
 
+BY_NAME = GpuPrice(by_name={"A10G": Decimal("0.75"), "H100": Decimal(3)})
+
+
 @pytest.mark.parametrize(
-    ("price", "name", "expected", "source"),
+    ("price", "names", "expected", "source"),
     [
-        (GpuPrice(usd_per_hour=Decimal("0.80")), None, 0.8, "usd_per_hour"),
-        (GpuPrice(instance=InstancePrice(usd_per_hour=Decimal(12), gpus=8)), None, 1.5, "instance"),
-        (GpuPrice(by_name={"NVIDIA A10G": Decimal("0.75")}), "NVIDIA A10G", 0.75, "by_name"),
-        (GpuPrice(by_name={"NVIDIA A10G": Decimal("0.75")}), "NVIDIA H100", None, "by_name"),
-        (GpuPrice(by_name={"NVIDIA A10G": Decimal("0.75")}), None, None, "by_name"),
-        (None, None, None, "none"),
+        (GpuPrice(usd_per_hour=Decimal("0.80")), {}, 0.8, "usd_per_hour"),
+        (GpuPrice(instance=InstancePrice(usd_per_hour=Decimal(12), gpus=8)), {}, 1.5, "instance"),
+        (GpuPrice(owned=OwnedPrice(purchase_usd=Decimal(8760), lifetime=365 * 86400.0)), {}, 1, "owned"),
+        (BY_NAME, {"A10G": Fraction(1)}, 0.75, "by_name"),
+        (BY_NAME, {"A10G": Fraction(3), "H100": Fraction(1)}, 1.3125, "by_name"),
+        (BY_NAME, {"A10G": Fraction(1, 2), "H100": Fraction(3, 7), "T4": Fraction(0)}, None, "by_name"),
+        (BY_NAME, {"A10G": Fraction(2), "T4": Fraction(1)}, None, "by_name"),
+        (BY_NAME, {"A10G": Fraction(0)}, None, "by_name"),
+        (BY_NAME, {}, None, "by_name"),
+        (None, {"A10G": Fraction(1)}, None, "none"),
     ],
 )
-def test_each_form_of_price(price: GpuPrice | None, name: str | None, expected: float | None, source: str):
-    found = in_force(gpu_timeline(price, name), at("2026-11-01"))
+def test_each_form_of_price(price: GpuPrice | None, names: dict[str, Fraction], expected: float | None, source: str):
+    found = in_force(gpu_timeline(price, names), at("2026-11-01"))
     assert (usd(found), found.source) == (expected, source)
 
 
@@ -67,7 +65,7 @@ TIMELINE = GpuPrice(
     ],
 )
 def test_a_dated_price_holds_from_its_instant_on(when: str, expected: float | None):
-    assert usd(in_force(gpu_timeline(TIMELINE, None), at(when))) == expected
+    assert usd(in_force(gpu_timeline(TIMELINE, {}), at(when))) == expected
 
 
 @given(st.lists(st.integers(1, 1000), unique=True, max_size=5), st.integers(0, 2000), st.integers(1, 2000))
@@ -80,6 +78,12 @@ def test_pieces_tile_their_interval(starts: list[int], start: int, length: int):
         start * NANO, *(second * NANO for second in sorted(starts) if start < second < start + length)
     ]  # fmt: skip
     assert all(piece.price.start <= piece.start for piece in found)
+
+
+def test_an_interval_over_which_the_clock_stepped_is_charged_at_the_last_price_that_held_in_it():
+    timeline = (HourlyPrice(0, Fraction(1), "a"), HourlyPrice(20, Fraction(2), "b"), HourlyPrice(30, Fraction(3), "c"))
+    (piece,) = pieces(timeline, Interval(30, 25, stepped=True))
+    assert (piece.duration_ns, piece.price.source) == (25, "b")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 from exporter.beat import Beat
 from exporter.books import Books
 from exporter.config.load import parse
-from exporter.config.model import Config, Disaggregation, Engine, GpuPrice, Kind, Prices
+from exporter.config.model import Config, Disaggregation, Engine, Kind
 from exporter.config.nodes import ConfigError
+from exporter.config.prices import GpuPrice, Prices
 from exporter.core.counters import Baselines
 from exporter.core.money import NANO, nano_usd
 from exporter.core.money import Kind as Account
