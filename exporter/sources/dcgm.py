@@ -1,0 +1,318 @@
+"""The page of a node's dcgm-exporter, as a reading of the GPUs that are ours."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Final
+
+import aiohttp
+
+from exporter.clock import NANOSECONDS, Clock
+from exporter.config import units
+from exporter.config.model import Gpu, GpuSelect
+from exporter.core.gpu_readings import Driver, GpuReading, GpusReading, Measure, MigReading, Total
+from exporter.sources import dcgm_fields
+from exporter.sources.exposition import ExpositionError, Page, Sample
+from exporter.sources.http import REASONS, Request, SourceError, get, metrics_url
+
+_LONGEST_GAP_SECONDS: Final = 60.0
+_LONGEST_GAP_READS: Final = 3
+_SIGNS: Final = ("DCGM_FI_", "dcgm_")
+_MIG: Final = "MIG-"
+_LINK: Final = "nvlink"  # a label of one link of a GPU, which is not the GPU
+
+# By which labels a page tells what is what, newest first. Where Prometheus has relabelled a page on its way, `pod` is
+# the dcgm-exporter's own, and what the page itself said is `exported_pod`.
+_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
+    "uuid": ("UUID", "uuid", "gpu_uuid"),
+    "instance": ("GPU_I_ID",),
+    "profile": ("GPU_I_PROFILE",),
+    "index": ("gpu",),
+    "name": ("modelName", "model_name", "gpu_model"),
+    "pci_bus_id": ("pci_bus_id",),
+    "driver_version": ("DCGM_FI_DRIVER_VERSION", "DCGM_FI_SYSTEM_DRIVER_VERSION"),
+    "pod": ("exported_pod", "pod", "pod_name"),
+    "namespace": ("exported_namespace", "namespace", "pod_namespace"),
+}
+
+# Pages that are often pointed at by mistake.
+_OTHERS: Final = {
+    "llmcost_": "the page of this exporter itself",
+    "vllm:": "the page of an inference engine; name that under engines",
+    "llamacpp:": "the page of an inference engine; name that under engines",
+    "nvidia_smi_": "the page of an nvidia_gpu_exporter, which says nothing about pods",
+    "node_cpu_seconds_total": "the page of a node_exporter; a dcgm-exporter listens on port 9400",
+    "DCGM_FI_": "the page of a dcgm-exporter without a value that is known here; see its file of counters",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose GPUs are ours: those of a pod, where one is known, and those that the config names by UUID."""
+
+    pod: str | None
+    namespace: str | None
+    uuids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the labels of a sample say about its device and its owner, "" where they do not."""
+
+    uuid: str
+    instance: str
+    profile: str
+    index: str
+    name: str
+    pci_bus_id: str
+    driver_version: str
+    pod: str
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a page says of one GPU, or of one MIG instance of it: the first value by name, and all owners."""
+
+    identity: Identity
+    values: dict[str, float] = field(default_factory=dict)
+    owners: set[tuple[str, str]] = field(default_factory=set)
+
+
+Devices = Mapping[tuple[str, str], Device]  # by the GPU's UUID and the instance, "" for the GPU itself
+
+
+class DcgmSource:
+    """Reads one dcgm-exporter."""
+
+    source = "gpu"
+    target = "dcgm"
+    reasons = (*REASONS, "environment", "not_dcgm", "not_ours")
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        owner: Owner,
+        session: aiohttp.ClientSession,
+        clock: Clock,
+        timeout_seconds: float,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._address = gpu.dcgm_url or ""
+        self._environ = environ
+        self._session = session
+        self._clock = clock
+        self._timeout_seconds = timeout_seconds
+        self._page = NodePage(gpu.select, owner, max(_LONGEST_GAP_SECONDS, _LONGEST_GAP_READS * timeout_seconds))
+
+    async def read(self) -> GpusReading:
+        """Read the page once.
+
+        Raises:
+            SourceError: there is no reading this time, and why.
+        """
+        url = _filled(self._address, self._environ)
+        response = await get(self._session, Request(url=url, timeout_seconds=self._timeout_seconds))
+        try:
+            text = response.body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError("not_text", f"the page is not UTF-8 text (byte {error.start})") from error
+        return self._page.read(text, self._clock.now().monotonic)
+
+
+class NodePage:
+    """Understands one node's pages, one after another."""
+
+    def __init__(self, select: GpuSelect | tuple[str, ...], owner: Owner, longest_gap_seconds: float) -> None:
+        self._select = select
+        self._owner = owner
+        self._page = Page(dcgm_fields.NAMES.__contains__)
+        self._busy = Busy(longest_gap_seconds)
+
+    def read(self, text: str, now: int) -> GpusReading:
+        """Return what a page that came at the monotonic nanosecond `now` says of our GPUs.
+
+        Raises:
+            SourceError: it is no page of a dcgm-exporter, or none of its GPUs is ours.
+        """
+        devices = _devices(self._samples(text))
+        ours = choose(devices, self._select, self._owner)
+        uuids = dict.fromkeys(device.identity.uuid for device in ours)
+        return GpusReading(gpus=tuple(self._gpu(uuid, ours, devices, now) for uuid in uuids), driver=_driver(ours))
+
+    def _samples(self, text: str) -> Sequence[Sample]:
+        if not text.strip():
+            return ()  # what a dcgm-exporter writes that sees no GPU, or has not collected yet
+        try:
+            samples = self._page.read(text) if any(sign in text for sign in _SIGNS) else ()
+        except ExpositionError as error:
+            raise SourceError("malformed", str(error)) from error
+        if not samples:
+            raise SourceError("not_dcgm", f"expected the metrics page of a dcgm-exporter, found {_looks_like(text)}")
+        return samples
+
+    def _gpu(self, uuid: str, ours: Iterable[Device], devices: Devices, now: int) -> GpuReading:
+        instances = [device for device in ours if device.identity.uuid == uuid and device.identity.instance]
+        whole = devices.get((uuid, "")) or Device(instances[0].identity)
+        gauges, totals = dcgm_fields.gauges(whole.values), dcgm_fields.totals(whole.values)
+        busy = self._busy.add(uuid, gauges.get((Measure.UTILIZATION, "")), now)
+        if busy is not None:
+            totals[Total.BUSY, ""] = busy
+        return GpuReading(
+            uuid=uuid,
+            index=whole.identity.index,
+            name=whole.identity.name,
+            pci_bus_id=whole.identity.pci_bus_id,
+            mig_mode="enabled" if any(gpu == uuid and instance for gpu, instance in devices) else "",
+            up=True,
+            sampled=now,
+            gauges=gauges,
+            totals=totals,
+            instances=tuple(_instance(device) for device in instances),
+        )
+
+
+class Busy:
+    """How long GPUs have been busy: their utilisation integrated over the reads, by UUID, in nanoseconds.
+
+    A dcgm-exporter collects every 30 s, so the same value comes several times; each stands for its own stretch.
+    """
+
+    def __init__(self, longest_gap_seconds: float) -> None:
+        self._longest_gap = longest_gap_seconds * NANOSECONDS
+        self._last: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+
+    def add(self, uuid: str, utilization: float | None, now: int) -> int | None:
+        """Count the time since the last read of a GPU; None while its utilisation has never been known.
+
+        Nothing is counted for a read without a value, nor for a gap too long for one value to speak for.
+        """
+        gap = now - self._last.get(uuid, now)
+        self._last[uuid] = now
+        if utilization is not None:
+            busy = round(utilization * gap) if gap <= self._longest_gap else 0
+            self._totals[uuid] = self._totals.get(uuid, 0) + busy
+        return self._totals.get(uuid)
+
+
+def choose(devices: Devices, select: GpuSelect | tuple[str, ...], owner: Owner) -> list[Device]:
+    """Choose the devices to show: what cannot be told to be ours is not.
+
+    Raises:
+        SourceError: none of them is ours.
+    """
+    everything = list(devices.values())
+    if select is GpuSelect.ALL:
+        return everything
+    named = owner.uuids if select is GpuSelect.OWN else frozenset(select)
+    found = [device for device in everything if device.identity.uuid in named]
+    if not found and select is GpuSelect.OWN:
+        found = [device for device in everything if _is_of(device, owner)] or _alone(everything, owner)
+    if not found:
+        raise SourceError("not_ours", _none_of(everything, select, owner))
+    return found
+
+
+def _is_of(device: Device, owner: Owner) -> bool:
+    """Tell whether a device is the pod's; a namespace that one side does not know is no difference."""
+    return any(
+        pod == owner.pod and (namespace == owner.namespace or not namespace or owner.namespace is None)
+        for pod, namespace in device.owners
+    )
+
+
+def _alone(everything: list[Device], owner: Owner) -> list[Device]:
+    """Return the only GPU of a machine without pods, unless the config names another; a MIG UUID is on no page."""
+    uuids = {device.identity.uuid for device in everything}
+    instances = [device for device in everything if device.identity.instance]
+    owned = any(device.owners for device in everything)
+    another = any(not uuid.startswith(_MIG) for uuid in owner.uuids)
+    return everything if len(uuids) == 1 and len(instances) <= 1 and not owned and not another else []
+
+
+def _none_of(everything: list[Device], select: GpuSelect | tuple[str, ...], owner: Owner) -> str:
+    count = len({device.identity.uuid for device in everything})
+    if not count:
+        return "the page shows no GPU; a dcgm-exporter shows none either until it has collected once"
+    shown = f"the page shows {count} GPU{'s' * (count > 1)}, and none"
+    if select is not GpuSelect.OWN:
+        return f"{shown} is one that gpu.select names"
+    if owner.pod is None:
+        return f"{shown} is known to be ours: this pod's name is not known; set gpu.select to UUIDs or all"
+    return f"{shown} belongs to pod {owner.pod}; set gpu.select to UUIDs or all"
+
+
+def _devices(samples: Sequence[Sample]) -> Devices:
+    """Sort samples by device.
+
+    A shared device comes once for each pod, with its own value or with what the pod's processes have of it; beside the
+    latter stands, without a pod, its own. So these go first.
+    """
+    devices: dict[tuple[str, str], Device] = {}
+    identified = [(_identity(labels), name, value) for name, labels, value in samples]
+    for identity, name, value in sorted(identified, key=lambda sample: bool(sample[0].pod)):
+        if not identity.uuid or (identity.instance and name in dcgm_fields.NAMES_UNKNOWN_TO_AN_INSTANCE):
+            continue
+        instance = identity.instance if name in dcgm_fields.NAMES_OF_AN_INSTANCE else ""
+        device = devices.get((identity.uuid, instance))
+        if device is None:
+            device = devices[identity.uuid, instance] = Device(replace(identity, instance=instance))
+        device.values.setdefault(name, value)
+        if identity.pod:
+            device.owners.add((identity.pod, identity.namespace))
+    if samples and not devices:
+        raise SourceError("not_dcgm", "expected samples with a label UUID, found none")
+    return devices
+
+
+@lru_cache(maxsize=4096)
+def _identity(labels: tuple[tuple[str, str], ...]) -> Identity:
+    given = dict(labels)
+    found = {part: next(filter(None, map(given.get, names)), "") for part, names in _LABELS.items()}
+    return Identity(**found | ({"uuid": ""} if _LINK in given else {}))
+
+
+def _instance(device: Device) -> MigReading:
+    """DCGM does not know the UUID of an instance: it gets a name that is none of the driver's."""
+    identity = device.identity
+    return MigReading(
+        uuid=f"{identity.uuid}/{identity.instance}",
+        gpu_instance=identity.instance,
+        compute_instance="",
+        profile=identity.profile,
+        gauges=dcgm_fields.gauges(device.values),
+    )
+
+
+def _driver(ours: Iterable[Device]) -> Driver | None:
+    version = next((device.identity.driver_version for device in ours if device.identity.driver_version), None)
+    return None if version is None else Driver(driver_version=version, nvml_version="", cuda_version="")
+
+
+def _filled(template: str, environ: Mapping[str, str]) -> str:
+    """Return the address to ask, with what the environment says today; it is shown nowhere, as it may be secret.
+
+    Raises:
+        SourceError: the environment lacks a name, or what it says makes no address.
+    """
+    missing = [name for name in units.VARIABLE.findall(template) if not environ.get(name)]
+    if missing:
+        raise SourceError("environment", f"gpu.dcgm_url needs {missing[0]}, which the environment does not have")
+    address = units.VARIABLE.sub(lambda match: _host(environ[match[1]]), template)
+    try:
+        return metrics_url(units.URL.parse(address))
+    except ValueError as error:
+        raise SourceError("environment", "gpu.dcgm_url is no address once it is filled in") from error
+
+
+def _host(value: str) -> str:
+    """Return what may stand in an address: there, an IPv6 address has brackets."""
+    return f"[{value}]" if value.count(":") > 1 and re.fullmatch("[0-9a-fA-F:.]+", value) else value
+
+
+def _looks_like(text: str) -> str:
+    if text.lstrip()[:1] == "<":
+        return "an HTML page"
+    return next((what for sign, what in _OTHERS.items() if sign in text), "something else")
