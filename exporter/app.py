@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,12 +18,13 @@ from exporter.beat import Beat
 from exporter.books import Books
 from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
-from exporter.config.model import Config, Role
+from exporter.config.model import Config, OnFatal, Role
 from exporter.config.nodes import ConfigError
 from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.sources.http import new_session
 from exporter.sources.names import Resolver
+from exporter.watch import LostDriverError
 from exporter.web.board import Board
 from exporter.web.server import Guard, make_app
 
@@ -36,13 +36,6 @@ log = logging.getLogger(__name__)
 _WATCH_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = 2.0
 _GOODBYE_SECONDS: Final = 2.0
-
-
-class OnFatal(StrEnum):
-    """What to do where nothing can be metered: end, or stay and say so beside an engine that must not be harmed."""
-
-    EXIT = "exit"
-    DEGRADE = "degrade"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +88,7 @@ class App:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._release_gpus)
         problems = self._load_all()
         if problems and self._options.on_fatal is OnFatal.EXIT:
             raise UnusableError(problems, exit_code=2)
@@ -109,6 +103,11 @@ class App:
             raise UnusableError(lines, exit_code=1) from None
         finally:
             await runner.cleanup()
+
+    def _release_gpus(self) -> None:
+        released = self._beat.gpus.release() if self._beat else None
+        done = {True: "let go for gpu.release", False: "taken back", None: "not held"}[released]
+        log.info("SIGUSR1: the GPU driver is %s", done)
 
     async def _until(self, stop: asyncio.Event, runner: web.AppRunner) -> None:
         """Run all tasks until the event is set; one that crashes ends them all."""
@@ -229,6 +228,8 @@ class App:
             self._beat.config_view = self._view
             try:
                 await self._beat.run()
+            except LostDriverError as error:
+                raise UnusableError([str(error)], exit_code=1) from error
             except Exception:
                 if self._options.on_fatal is OnFatal.EXIT:
                     raise

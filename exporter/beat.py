@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final
 
 import aiohttp
@@ -13,17 +14,18 @@ from exporter.clock import NANOSECONDS, Clock, Instant
 from exporter.config.model import Config, Engine
 from exporter.core.meter import EngineMeter, Terms, spend_account
 from exporter.core.money import Account, Category, Entry, Kind
-from exporter.core.prices import Interval, gpu_timeline
-from exporter.core.snapshot import MISSED_BEATS, ConfigView, Snapshot
+from exporter.core.prices import Interval
+from exporter.core.readings import EngineReading
+from exporter.core.snapshot import MISSED_BEATS, ConfigView, Snapshot, SourceView
 from exporter.core.standing import charges, standing_costs
 from exporter.core.view import EngineFacts, engine_view
 from exporter.sources.engine import EngineSource
 from exporter.sources.watched import Watched
+from exporter.watch import UNNAMED_GPU, GpuWatch, NetworkWatch
 
 log = logging.getLogger(__name__)
 
 _STEP_NS: Final = NANOSECONDS
-_UNNAMED_GPU: Final = "any"
 
 
 class Beat:
@@ -36,15 +38,18 @@ class Beat:
         books: Books,
         session: aiohttp.ClientSession,
         publish: Callable[[Snapshot], None],
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.config_view = ConfigView(successful=True, last_success=clock.now().unix_seconds)
         self.last: Instant | None = None
         self._clock, self._books, self._session, self._publish = clock, books, session, publish
         self._accounting_start = clock.now()
-        self._sources: dict[str, Watched] = {}
+        self._sources: dict[str, Watched[EngineReading]] = {}
         self._meters: dict[str, EngineMeter] = {}
         self._terms: dict[str, Terms] = {}
         self._next: Config | None = None
+        self.gpus = GpuWatch(config, session, clock, os.environ if environ is None else environ)
+        self._network = NetworkWatch(clock)
         self._adopt(config)
 
     def plan(self, config: Config) -> None:
@@ -64,8 +69,10 @@ class Beat:
 
     def _adopt(self, config: Config) -> None:
         self.config = config
+        self.gpus.adopt(config)
+        self._network.adopt(config.prices.network)
         self._standing = standing_costs(config)
-        self._terms = {engine.name: terms_of(config, engine) for engine in config.engines}
+        self._terms = {engine.name: self.gpus.priced(terms_of(config, engine), None) for engine in config.engines}
         for engine in config.engines:
             reads = EngineSource(engine, config.interval, self._session)
             if engine.name in self._sources:
@@ -89,16 +96,21 @@ class Beat:
         now = self._clock.now()
         interval = await self._charged(self._interval(now))
         names, standing_accounts = list(self._terms), self._standing_accounts()
-        outcomes = await asyncio.gather(*(self._sources[name].read(self._clock) for name in names))
+        network_accounts = self._network_accounts()
+        reads = (self._sources[name].read(self._clock) for name in names)
+        outcomes, _, _ = await asyncio.gather(asyncio.gather(*reads), self.gpus.read(), self._network.read())
         for name, (outcome, at) in zip(names, outcomes, strict=True):
-            entries = self._meters[name].beat(self._terms[name], interval, outcome, at.unix_seconds)
+            terms = self._terms[name] = self.gpus.priced(self._terms[name], interval)
+            entries = self._meters[name].beat(terms, interval, outcome, at.unix_seconds)
             await self._books.post(entries)
         if interval is not None:
             await self._books.post(charges(self._standing, interval, standing_accounts))
+            await self._books.post(self._network.charges(interval.start, network_accounts))
         if self._next is not None:
             adopted, self._next = self._next, None
             await self._replace(adopted)
-        await self._books.post(Entry(account, 0, 0) for account in self._standing_accounts().values())
+        opened = [*self._standing_accounts().values(), *self._network_accounts().values()]
+        await self._books.post(Entry(account, 0, 0) for account in opened)
         for name in self._terms:
             await self._books.post(self._meters[name].opened(self._terms[name]))
             self._meters[name].remember(now.monotonic)
@@ -130,6 +142,14 @@ class Beat:
             for name in item.payers
         }
 
+    def _network_accounts(self) -> dict[str, Account]:
+        if self.config.prices.network is None:
+            return {}
+        return {
+            name: spend_account(Category.NETWORK, terms.engine, self._meters[name].model)
+            for name, terms in self._terms.items()
+        }
+
     def _snapshot(self, now: Instant) -> Snapshot:
         return Snapshot(
             at=now.unix_seconds,
@@ -140,9 +160,17 @@ class Beat:
             hub_url=self.config.hub_url,
             config=self.config_view,
             engines=tuple(engine_view(self.config, self._standing, self._facts(name), now) for name in self._terms),
-            sources=tuple(self._sources[name].view(self.config.interval) for name in self._terms),
+            gpus=self.gpus.view(now),
+            sources=tuple(self._source_views()),
             totals=self._books.totals(),
         )
+
+    def _source_views(self) -> Iterator[SourceView]:
+        for name in self._terms:
+            yield self._sources[name].view(self.config.interval)
+        for view in (self.gpus.source(), self._network.source(self.config.interval)):
+            if view is not None:
+                yield view
 
     def _facts(self, name: str) -> EngineFacts:
         return EngineFacts(
@@ -150,14 +178,12 @@ class Beat:
             meter=self._meters[name],
             windows=self._books.windows(name),
             totals=self._books.engine_totals(name),
+            gpu_utilization=self.gpus.utilization(name),
         )
 
 
 def terms_of(config: Config, engine: Engine) -> Terms:
-    """Return what the config says about one engine, with its prices resolved."""
+    """Return what the config says about one engine; its prices are resolved by what its GPUs say."""
     return Terms(
-        engine=engine,
-        gpu=config.gpu.name or _UNNAMED_GPU,
-        gpu_prices=gpu_timeline(config.prices.gpu, config.gpu.name),
-        away_ns=round(MISSED_BEATS * config.interval * NANOSECONDS),
+        engine=engine, gpu=UNNAMED_GPU, gpu_prices=(), away_ns=round(MISSED_BEATS * config.interval * NANOSECONDS)
     )

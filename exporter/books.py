@@ -7,11 +7,14 @@ applied.
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from typing import Final
 
 from exporter.core.money import Account, Entry, Kind
 from exporter.core.windows import EngineTotals, EngineWindows
 
 _ENGINE_FIRST = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
+
+_FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
 
 
 class Books:
@@ -38,7 +41,7 @@ class Books:
     def _apply(self, account: Account, amount: Fraction | int) -> None:
         owed = amount + self._rests.get(account, 0)
         whole = int(owed)
-        self._rests[account] = Fraction(owed - whole)
+        self._rests[account] = Fraction(owed - whole).limit_denominator(_FINEST)
         totals = self._totals[account.kind]
         totals[account.labels] = totals.get(account.labels, 0) + whole
         engine = _engine_of(account)

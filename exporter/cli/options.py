@@ -11,8 +11,9 @@ import click
 
 from exporter.config import units
 from exporter.config.load import disagreements, load
-from exporter.config.model import Config, Engine, GpuPrice, Prices
+from exporter.config.model import Config, Engine, Gpu
 from exporter.config.nodes import ConfigError
+from exporter.config.prices import GpuPrice, Prices
 from exporter.logs import FORMATS, LEVELS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -92,6 +93,12 @@ def engine_flags(command: Command) -> Command:
             type=ScalarType(units.GPU_COUNT, "gpus"),
             help="GPUs that the engine pays for.  [default: 1]",
         ),
+        click.option(
+            "--gpu.dcgm-url",
+            "gpu_dcgm_url",
+            type=ScalarType(units.URL_TEMPLATE, "url"),
+            help="A dcgm-exporter to ask about GPUs where no driver is visible.",
+        ),
         click.option("--interval", type=DURATION, help="The beat.  [default: 5s]"),
     )
     for option in reversed(options):
@@ -99,13 +106,14 @@ def engine_flags(command: Command) -> Command:
     return command
 
 
-def config_of_flags(
+def config_of_flags(  # noqa: PLR0913 - the flags
     *,
     config_file: Path | None,
     engine_url: str | None,
     engine_name: str | None,
     gpu_usd_per_hour: Decimal | None,
     gpu_count: Fraction | None,
+    gpu_dcgm_url: str | None,
     interval: float | None,
 ) -> Config | None:
     """Return the config that the flags make, None where a file is to be read.
@@ -118,6 +126,7 @@ def config_of_flags(
         "--engine.name": engine_name,
         "--gpu.usd-per-hour": gpu_usd_per_hour,
         "--gpu.count": gpu_count,
+        "--gpu.dcgm-url": gpu_dcgm_url,
         "--interval": interval,
     }
     given = [flag for flag, value in flags.items() if value is not None]
@@ -137,7 +146,9 @@ def config_of_flags(
     engine = Engine(name=engine_name or "default", url=engine_url, gpus=gpus)
     prices = Prices(gpu=GpuPrice(usd_per_hour=gpu_usd_per_hour)) if gpu_usd_per_hour is not None else Prices()
     beat = interval or 5.0
-    config = Config(engines=(engine,), prices=prices, interval=beat, max_gap=max(21_600.0, 4 * beat))
+    config = Config(
+        engines=(engine,), gpu=Gpu(dcgm_url=gpu_dcgm_url), prices=prices, interval=beat, max_gap=max(21_600.0, 4 * beat)
+    )
     problems = [f"--{path}: {text}" for path, text in disagreements(config)]
     if problems:
         raise click.UsageError("; ".join(problems))

@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from exporter.app import App, OnFatal, Options, UnusableError
+from exporter.app import App, Options, UnusableError
 from exporter.cli.options import Address, config_of_flags, engine_flags, fail, logging_flags
+from exporter.config.model import OnFatal
 from exporter.logs import set_up
 
 

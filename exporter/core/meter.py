@@ -31,11 +31,15 @@ _TOKENS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the config says about one engine during one beat; `gpu` names the kind of GPU in labels."""
+    """What the config says about one engine during one beat; `gpu` names the kind of GPU in labels.
+
+    Without `price_is_current` the prices hold, but say nothing of now: a part of them is still to be measured.
+    """
 
     engine: Engine
     gpu: str
     gpu_prices: tuple[HourlyPrice, ...]
+    price_is_current: bool = True
     away_ns: int  # an interval longer than this means that we, not the engine, were away
 
     @property

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from exporter.core.gpu_readings import Driver
+from exporter.core.gpus import GpuView
 from exporter.core.money import Kind
 from exporter.core.readings import Buckets, ModelGauges
 from exporter.core.scaling import Signal
@@ -71,6 +73,24 @@ class ConfigView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpusView:
+    """All GPUs, and who told of them: `source` is nvml, dcgm or none, `reason` why not the one before it.
+
+    `visible` is what the source shows, `expected` what the config speaks of; `engines` has (engine, index, UUID).
+    """
+
+    source: str = ""
+    reason: str = ""
+    detail: str = ""
+    driver: Driver | None = None
+    visible: int | None = None
+    expected: int | None = None
+    gpus: tuple[GpuView, ...] = ()
+    engines: tuple[tuple[str, str, str], ...] = ()
+    errors: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything after one beat.
 
@@ -85,5 +105,6 @@ class Snapshot:
     hub_url: str | None = None
     config: ConfigView
     engines: tuple[EngineView, ...] = ()
+    gpus: GpusView = GpusView()
     sources: tuple[SourceView, ...] = ()
     totals: Mapping[Kind, Mapping[tuple[str, ...], int]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """From meters and totals to what is shown: every gauge of an engine, derived in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from exporter.clock import Instant
@@ -25,12 +25,13 @@ class EngineFacts:
     meter: EngineMeter
     windows: EngineWindows
     totals: EngineTotals
+    gpu_utilization: float | None
 
 
 def engine_view(config: Config, costs: tuple[StandingCost, ...], facts: EngineFacts, now: Instant) -> EngineView:
     """Derive all gauges of one engine; what tells the engine's present is None while its page cannot be read."""
     engine, meter = facts.terms.engine, facts.meter
-    price = in_force(facts.terms.gpu_prices, now.wall)
+    price = _price_now(facts.terms, now)
     rate = _usd_per_hour(costs, facts.terms, price, now)
     windows = {name: _window(config, facts, now, length) for name, length in WINDOWS.items()}
     load = windows["5m"].load_ratio
@@ -58,6 +59,11 @@ def engine_view(config: Config, costs: tuple[StandingCost, ...], facts: EngineFa
         min_replicas=min_replicas(engine),
         cold_start_seconds=cold_start.seconds if cold_start else None,
     )
+
+
+def _price_now(terms: Terms, now: Instant) -> HourlyPrice:
+    price = in_force(terms.gpu_prices, now.wall - 1)  # energy is known up to now, not from now on
+    return price if terms.price_is_current else replace(price, nano_usd_per_hour=None)
 
 
 def _usd_per_hour(costs: tuple[StandingCost, ...], terms: Terms, price: HourlyPrice, now: Instant) -> float | None:
@@ -93,4 +99,10 @@ def _load(facts: EngineFacts, output_tokens: int, duration_ns: int) -> float | N
 def _signals(config: Config, facts: EngineFacts, ttft_p95: float | None) -> tuple[Signal, ...]:
     reading = facts.meter.reading
     waiting = [gauges.waiting for gauges in reading.models.values() if gauges.waiting is not None] if reading else []
-    return signals(config.scaling, facts.terms.engine, waiting=sum(waiting) if waiting else None, ttft_p95=ttft_p95)
+    return signals(
+        config.scaling,
+        facts.terms.engine,
+        waiting=sum(waiting) if waiting else None,
+        ttft_p95=ttft_p95,
+        gpu_utilization=facts.gpu_utilization,
+    )

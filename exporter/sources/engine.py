@@ -8,7 +8,7 @@ from exporter.config.model import Engine
 from exporter.core.readings import EngineReading
 from exporter.sources.dialects import Dialect, UnknownPageError, recognise, translate, wanted_names
 from exporter.sources.exposition import ExpositionError, Page
-from exporter.sources.http import Request, SourceError, get, metrics_url
+from exporter.sources.http import REASONS, Request, SourceError, get, metrics_url
 
 _DEADLINE_SHARE: Final = 0.9  # of the beat, so that a slow engine never delays the next one
 
@@ -17,6 +17,7 @@ class EngineSource:
     """Reads one engine."""
 
     source = "engine"
+    reasons = REASONS
 
     def __init__(self, engine: Engine, interval_seconds: float, session: aiohttp.ClientSession) -> None:
         self.target = engine.name
@@ -45,7 +46,7 @@ class EngineSource:
 
     def _understood(self, text: str) -> EngineReading:
         learned = self._learned
-        if learned is None or learned[0].sign not in text:
+        if learned is None or not learned[0].fits(text):
             learned = self._learned = self._learn(text)
         dialect, page = learned
         try:

@@ -36,7 +36,6 @@ REASONS: Final = (
     "not_text",
     "not_an_engine",
     "malformed",
-    "bug",
 )
 
 

@@ -2,18 +2,22 @@
 
 import logging
 from collections import Counter
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from exporter.clock import NANOSECONDS, Clock, Instant
-from exporter.core.readings import EngineReading, Failure
+from exporter.core.readings import Failure
 from exporter.core.snapshot import SourceView
-from exporter.sources.http import REASONS, SourceError
+from exporter.sources.http import SourceError
 
 log = logging.getLogger(__name__)
 
 
-class Reads(Protocol):
-    """A source of engine readings."""
+Reading_co = TypeVar("Reading_co", covariant=True)
+Reading = TypeVar("Reading")
+
+
+class Reads(Protocol[Reading_co]):
+    """A source of readings."""
 
     @property
     def source(self) -> str:
@@ -21,24 +25,28 @@ class Reads(Protocol):
 
     @property
     def target(self) -> str:
-        """The engine's name, a label; never an address."""
+        """The engine's name, or who else is asked, a label; never an address."""
 
-    async def read(self) -> EngineReading:
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it can fail, labels; `bug` is added to them."""
+
+    async def read(self) -> Reading_co:
         """Read once; raises SourceError."""
 
 
-class Watched:
+class Watched(Generic[Reading]):
     """A source with the record of how reading it went."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads[Reading]) -> None:
         self.reads = reads
-        self.errors: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        self.errors: Counter[str] = Counter(dict.fromkeys((*reads.reasons, "bug"), 0))
         self.last_success: float | None = None
         self.read_seconds = 0.0
         self.problem: str | None = None
         self._down_since: float | None = None
 
-    async def read(self, clock: Clock) -> tuple[EngineReading | Failure, Instant]:
+    async def read(self, clock: Clock) -> tuple[Reading | Failure, Instant]:
         """Read once; returns what came and when."""
         began = clock.now()
         outcome = await self._outcome()
@@ -50,7 +58,7 @@ class Watched:
             self._succeeded(ended)
         return outcome, ended
 
-    async def _outcome(self) -> EngineReading | Failure:
+    async def _outcome(self) -> Reading | Failure:
         try:
             return await self.reads.read()
         except SourceError as error:

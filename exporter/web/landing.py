@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from exporter.core.snapshot import EngineView, Snapshot, SourceView
+from exporter.core.gpu_readings import Measure
+from exporter.core.snapshot import EngineView, GpusView, Snapshot, SourceView
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -31,7 +32,7 @@ def render(snapshot: Snapshot) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>llm-cost-exporter</title><style>{_STYLE}</style></head><body><h1>llm-cost-exporter</h1>"
         f"<p>Version {escape(snapshot.version)}, role {escape(snapshot.role)}. {links}</p>"
-        f"{_problems(snapshot)}{_engines(snapshot.engines)}{_sources(snapshot.sources)}</body></html>"
+        f"{_problems(snapshot)}{_engines(snapshot.engines)}{_gpus(snapshot.gpus)}{_sources(snapshot.sources)}</body></html>"
     )
 
 
@@ -70,6 +71,27 @@ def _engines(engines: Iterable[EngineView]) -> str:
 
 def _waiting(engine: EngineView) -> float | None:
     return next((signal.value for signal in engine.signals if signal.name == "queue_depth"), None)
+
+
+def _gpus(gpus: GpusView) -> str:
+    head = ("gpu", "name", "state", "utilisation", "memory used", "power", "temperature")
+    rows = [
+        (
+            gpu.reading.index,
+            gpu.reading.name,
+            "up" if gpu.reading.up else "not up",
+            _number(gpu.gauge(Measure.UTILIZATION)),
+            _number(gpu.gauge(Measure.MEMORY_USED), " B"),
+            _number(gpu.gauge(Measure.POWER), " W"),
+            _number(gpu.gauge(Measure.TEMPERATURE, "gpu"), " °C"),
+        )
+        for gpu in gpus.gpus
+    ]
+    why = f": {gpus.detail}" if gpus.detail else ""
+    told = f"<p>GPUs are read by: {escape(gpus.source + why)}</p>" if gpus.source else ""
+    differ = gpus.visible and gpus.visible != gpus.expected
+    warning = f"{gpus.visible} GPU(s) are visible, the config charges for {gpus.expected}."
+    return _table("GPUs", head, rows, numbers_from=3) + told + (f"<p>{warning}</p>" if differ else "")
 
 
 def _sources(sources: Iterable[SourceView]) -> str:

@@ -7,12 +7,13 @@ import pytest
 
 from exporter.beat import Beat
 from exporter.books import Books
-from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices
+from exporter.config.model import Config, Engine
+from exporter.config.prices import GpuPrice, OtherPrice, Prices
 from exporter.core.readings import EngineReading, Failure
 from exporter.core.snapshot import Snapshot
 from exporter.metrics import ROWS
 from exporter.page import PageWriter
-from exporter.sources.http import SourceError, new_session
+from exporter.sources.http import REASONS, SourceError, new_session
 from exporter.sources.watched import Watched
 from tests.fakes import FakeClock, served
 from tests.processes import samples
@@ -237,7 +238,7 @@ async def test_beats_begin_an_interval_apart_and_a_slow_one_is_not_made_up_for()
 class Broken:
     """A source with a bug, then with a reason, then well."""
 
-    source, target = "engine", "chat"
+    source, target, reasons = "engine", "chat", REASONS
 
     def __init__(self) -> None:
         self.outcomes: list[Exception | EngineReading] = [
@@ -256,7 +257,8 @@ class Broken:
 
 async def test_a_bug_in_a_source_is_that_sources_failure_and_edges_are_logged_once(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
-    watched, clock = Watched(Broken()), FakeClock()
+    clock = FakeClock()
+    watched: Watched[EngineReading] = Watched(Broken())
     outcomes = [await watched.read(clock) for _ in range(4)]
     reasons = [outcome.reason if isinstance(outcome, Failure) else None for outcome, _ in outcomes]
     assert reasons == ["bug", "refused", "refused", None]

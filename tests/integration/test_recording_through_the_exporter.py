@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.beat import Beat
 from exporter.books import Books
-from exporter.config.model import Config, Engine, GpuPrice, Prices
+from exporter.config.model import Config, Engine
+from exporter.config.prices import GpuPrice, Prices
 from exporter.config.units import decimal
 from exporter.core.snapshot import Snapshot
 from exporter.metrics import ROWS

@@ -7,7 +7,8 @@ import pytest
 
 from exporter.books import Books
 from exporter.clock import Instant
-from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices
+from exporter.config.model import Config, Engine
+from exporter.config.prices import GpuPrice, OtherPrice, Prices
 from exporter.core.meter import EngineMeter, Terms
 from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.prices import Interval, gpu_timeline
@@ -23,7 +24,7 @@ class Shown:
 
     def __init__(self, engine: Engine, prices: Prices) -> None:
         self.config = Config(engines=(engine,), prices=prices)
-        timeline = gpu_timeline(prices.gpu, None)
+        timeline = gpu_timeline(prices.gpu, {})
         self.terms = Terms(engine=engine, gpu="any", gpu_prices=timeline, away_ns=15 * NANO)
         self.meter, self.books = EngineMeter(self.terms, BEGAN), Books()
         self.now = Instant(BEGAN * NANO, 0)
@@ -36,7 +37,9 @@ class Shown:
         self.meter.remember(self.now.monotonic)
         totals = self.books.engine_totals(name)
         self.books.windows(name).record(self.now.monotonic, totals)
-        facts = EngineFacts(terms=self.terms, meter=self.meter, windows=self.books.windows(name), totals=totals)
+        facts = EngineFacts(
+            terms=self.terms, meter=self.meter, windows=self.books.windows(name), totals=totals, gpu_utilization=None
+        )
         return engine_view(self.config, standing_costs(self.config), facts, self.now)
 
 

@@ -1,50 +1,11 @@
-"""THE table: every family that the page can have, one row each."""
+"""The rows of engines: money, prices, tokens, requests, and what a scaler looks at."""
 
 from collections.abc import Callable, Iterable, Iterator
-from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from exporter.core.money import LABELS, Kind
-from exporter.core.readings import Buckets
-from exporter.core.snapshot import EngineView, Snapshot, SourceView
-
-PREFIX: Final = "llmcost_"
-
-
-class Type(StrEnum):
-    """What a family is."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-class Fleet(StrEnum):
-    """How the values of several exporters make one: `none` must not be summed or averaged."""
-
-    SUM = "sum"
-    MAX = "max"
-    NONE = "none"
-
-
-Sample = tuple[tuple[str, ...], float | Buckets]
-
-
-class Row(NamedTuple):
-    """One family: name without prefix, type, help, labels, fleet aggregation, and its samples out of a snapshot.
-
-    `stays` marks counters and health families, which remain on the page when the beat has stopped. With `nano` the
-    samples are integers of 10^-9 of the family's unit, and the page shows them to the last digit.
-    """
-
-    name: str
-    type: Type
-    help: str
-    labels: tuple[str, ...]
-    fleet: Fleet
-    samples: Callable[[Snapshot], Iterable[Sample]]
-    stays: bool = False
-    nano: bool = False
+from exporter.core.snapshot import EngineView, Snapshot
+from exporter.metrics.row import Fleet, Row, Sample, Type
 
 
 def _counter(name: str, kind: Kind, text: str, *, nano: bool = False) -> Row:
@@ -92,23 +53,6 @@ def _model(name: str, text: str, value: str, fleet: Fleet) -> Row:
     return Row(name, Type.GAUGE, text, ("engine", "model"), fleet, read)
 
 
-def _source(name: str, text: str, value: Callable[[SourceView], float | None], fleet: Fleet) -> Row:
-    def read(snapshot: Snapshot) -> Iterator[Sample]:
-        for source in snapshot.sources:
-            if (number := value(source)) is not None:
-                yield (source.source, source.target), number
-
-    return Row(name, Type.GAUGE, text, ("source", "target"), fleet, read, stays=True)
-
-
-def _health(name: str, text: str, value: Callable[[Snapshot], float | None], fleet: Fleet) -> Row:
-    def read(snapshot: Snapshot) -> Iterator[Sample]:
-        if (number := value(snapshot)) is not None:
-            yield (), number
-
-    return Row(name, Type.GAUGE, text, (), fleet, read, stays=True)
-
-
 def _usd_per_million_tokens(snapshot: Snapshot) -> Iterator[Sample]:
     for engine in snapshot.engines:
         for window, view in engine.windows.items():
@@ -137,10 +81,6 @@ def _unpriced_gpu(snapshot: Snapshot) -> Iterator[Sample]:
     for (_, gpu), total in snapshot.totals.get(Kind.UNPRICED_GPU, {}).items():
         by_gpu[gpu] = by_gpu.get(gpu, 0) + total
     return (((gpu,), total) for gpu, total in by_gpu.items())
-
-
-def _unobserved(snapshot: Snapshot) -> Iterator[Sample]:
-    yield (), snapshot.totals.get(Kind.UNOBSERVED, {}).get((), 0)
 
 
 def _ttft(snapshot: Snapshot) -> Iterator[Sample]:
@@ -184,18 +124,8 @@ def _gpu_prices(snapshot: Snapshot) -> Iterator[Sample]:
     return iter(seen.items())
 
 
-def _source_errors(snapshot: Snapshot) -> Iterator[Sample]:
-    for source in snapshot.sources:
-        for reason, count in source.errors.items():
-            yield (source.source, source.target, reason), count
-
-
-def _build_info(snapshot: Snapshot) -> Iterator[Sample]:
-    yield (snapshot.version, snapshot.role), 1
-
-
 # fmt: off
-ROWS: Final[tuple[Row, ...]] = (
+ENGINES: Final[tuple[Row, ...]] = (
     _counter("spend_usd_total", Kind.SPEND,
         "The bill in US dollars: time paid for, by what it bought. Booked at once and final.", nano=True),
     _engine("spend_usd_per_hour",
@@ -213,6 +143,8 @@ ROWS: Final[tuple[Row, ...]] = (
     _derived_counter("unpriced_gpu_seconds_total", ("gpu",),
         "GPU time charged nothing because the GPU has no price. Any increase means that the bill is incomplete.",
         _unpriced_gpu, nano=True),
+    _counter("network_sent_bytes_total", Kind.SENT_BYTES,
+        "Bytes that the pod or machine has sent, without the loopback; counted where prices.network is set."),
     Row("gpu_price_usd_per_hour", Type.GAUGE,
         "Price in force of one GPU for an hour, and the form of the config that it comes from.",
         ("gpu", "source"), Fleet.MAX, _gpu_prices),
@@ -255,27 +187,5 @@ ROWS: Final[tuple[Row, ...]] = (
     _engine("cold_start_seconds",
         "Process start to first answer of the last start seen.",
         lambda engine: engine.cold_start_seconds, fleet=Fleet.MAX),
-    _source("source_up",
-        "1 where the last read of the source worked, else 0.", lambda source: float(source.up), Fleet.NONE),
-    _source("source_last_success_timestamp_seconds",
-        "When the source was last read.", lambda source: source.last_success, Fleet.NONE),
-    _source("source_read_seconds", "How long the last read took.", lambda source: source.read_seconds, Fleet.NONE),
-    _source("source_interval_seconds",
-        "How often the source is read.", lambda source: source.interval_seconds, Fleet.MAX),
-    Row("source_errors_total", Type.COUNTER,
-        "Reads that failed, by reason.", ("source", "target", "reason"), Fleet.SUM, _source_errors, stays=True),
-    _health("accounting_start_timestamp_seconds",
-        "Since when the counters of money and tokens have been counting.",
-        lambda snapshot: snapshot.accounting_start, Fleet.NONE),
-    _derived_counter("unobserved_seconds_total", (),
-        "Time that was not charged because the exporter was away for longer than max_gap.",
-        _unobserved, nano=True),
-    _health("config_last_reload_successful",
-        "1 where the last load of the config files worked, else 0: what could not be read stays as it was.",
-        lambda snapshot: float(snapshot.config.successful), Fleet.NONE),
-    _health("config_last_reload_success_timestamp_seconds",
-        "When the config in force was loaded.", lambda snapshot: snapshot.config.last_success, Fleet.NONE),
-    Row("build_info", Type.GAUGE,
-        "The exporter's version and role; always 1.", ("version", "role"), Fleet.NONE, _build_info, stays=True),
 )
 # fmt: on
