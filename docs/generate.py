@@ -7,7 +7,7 @@ from exporter.metrics import PREFIX, ROWS
 TARGET = Path(__file__).parent / "metrics.md"
 HEAD = """# Metrics
 
-This page is generated from `exporter/metrics.py` by `make docs`.
+This page is generated from `exporter/metrics/` by `make docs`.
 
 Every label set that is known begins at 0. A gauge that is not known is absent, never 0. *Fleet* says how the values of
 several exporters make one: `sum`, `max`, or `none` where neither a sum nor a mean would mean anything.
