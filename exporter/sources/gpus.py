@@ -13,7 +13,7 @@ from exporter.config.model import Config, GpuSelect, GpuSource
 from exporter.core.gpu_readings import GpusReading
 from exporter.sources.dcgm import DcgmSource, Owner
 from exporter.sources.http import SourceError
-from exporter.sources.nvml_driver import VISIBLE, NvmlDriver
+from exporter.sources.nvml_driver import NvmlDriver
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,13 @@ class GpuSources:
         self.target = str(gpu.source)  # as the config has it, so that its counters stay one series
         self.choice = Choice(gpu.source, "config")
         self._wanted = gpu.source
+        self._is_driver_known = False
         self._first = min(_FIRST_ANSWER_SECONDS, config.interval * _DEADLINE_SHARE)
         self._driver: NvmlDriver | None = None
         self._dcgm: DcgmSource | None = None
         owner = Owner(pod=pod_name(environ), namespace=namespace(environ), uuids=named_uuids(config))
         if gpu.source in (GpuSource.AUTO, GpuSource.NVML):
-            self.choice = Choice(NVML, "starting")
+            self.choice = Choice("", "starting")
             self._driver = NvmlDriver(gpu.library_path, wanted(gpu.select, owner.uuids), clock)
             self._driver.start()
         if gpu.source in (GpuSource.AUTO, GpuSource.DCGM) and gpu.dcgm_url is not None:
@@ -108,16 +109,14 @@ class GpuSources:
         self._first = 0
 
     def _choose(self) -> None:
-        if self._driver is None or self.choice == Choice(NVML, VISIBLE):
+        if self._driver is None:
             return
         status = self._driver.status
-        if status.is_up:
-            chosen = Choice(NVML, VISIBLE)
-        elif self._wanted is GpuSource.NVML:
-            chosen = Choice(NVML, status.reason, status.detail)
-        else:
-            chosen = Choice(DCGM if self._dcgm else NONE, status.reason, status.detail)
-        if chosen != self.choice:
+        self._is_driver_known |= status.is_up
+        by_driver = self._is_driver_known or self._wanted is GpuSource.NVML
+        source = NVML if by_driver else (DCGM if self._dcgm else NONE)
+        chosen = Choice(source, status.reason, status.detail)
+        if chosen.source != self.choice.source:
             why = f": {chosen.detail}" if chosen.detail else ""
             log.info("GPUs are read by %s%s", chosen.source, why)
         self.choice = chosen

@@ -26,6 +26,7 @@ _LONGEST_GPU_WAIT_SECONDS: Final = 10.0
 _COUNT_AGAIN_SECONDS: Final = 60.0
 _ALL_GONE_SECONDS: Final = 30.0
 _FATAL_ATTEMPTS: Final = 5
+_SLOTS: Final = 16  # of a second, in which GPUs take turns
 
 STARTING: Final = "starting"
 VISIBLE: Final = "visible"
@@ -218,6 +219,8 @@ class NvmlDriver:
                 self._poll(session, index, poller)
             except NvmlError as error:
                 self._lost(session, index, poller, error)
+            except Exception:
+                log.exception("a bug while reading gpu %d", index)
             finally:
                 session.tried.add(index)
             lasted = self._clock.now().monotonic - began > _LONGEST_GPU_WAIT_SECONDS * NANOSECONDS
@@ -248,6 +251,9 @@ class NvmlDriver:
             log.info("gpu %d: %s answers, %s", index, poller.identity.name, poller.identity.uuid)
             session.told.pop(index, None)
             session.tried.add(index)
+            session.ending.wait(
+                POLL_SECONDS * (index % _SLOTS) / _SLOTS
+            )  # not all at once: calls share the driver's lock
             while not session.ending.wait(POLL_SECONDS):
                 poller.poll()
         finally:
