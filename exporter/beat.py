@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import aiohttp
@@ -21,7 +20,7 @@ from exporter.core.standing import charges, standing_costs
 from exporter.core.view import EngineFacts, engine_view
 from exporter.sources.engine import EngineSource
 from exporter.sources.watched import Watched
-from exporter.watch import UNNAMED_GPU, GpuWatch, NetworkWatch
+from exporter.watch import UNNAMED_GPU, GpuWatch, Machine, NetworkWatch
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Beat:
         books: Books,
         session: aiohttp.ClientSession,
         publish: Callable[[Snapshot], None],
-        environ: Mapping[str, str] | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self.config_view = ConfigView(successful=True, last_success=clock.now().unix_seconds)
         self.last: Instant | None = None
@@ -48,8 +47,9 @@ class Beat:
         self._meters: dict[str, EngineMeter] = {}
         self._terms: dict[str, Terms] = {}
         self._next: Config | None = None
-        self.gpus = GpuWatch(config, session, clock, os.environ if environ is None else environ)
-        self._network = NetworkWatch(clock)
+        machine = machine or Machine()
+        self.gpus = GpuWatch(config, session, clock, machine.environ)
+        self._network = NetworkWatch(clock, machine.interfaces)
         self._adopt(config)
 
     def plan(self, config: Config) -> None:
@@ -109,8 +109,8 @@ class Beat:
         if self._next is not None:
             adopted, self._next = self._next, None
             await self._replace(adopted)
-        opened = [*self._standing_accounts().values(), *self._network_accounts().values()]
-        await self._books.post(Entry(account, 0, 0) for account in opened)
+        await self._books.post(Entry(account, 0, 0) for account in self._standing_accounts().values())
+        await self._books.post(self._network.opened(self._network_accounts()))
         for name in self._terms:
             await self._books.post(self._meters[name].opened(self._terms[name]))
             self._meters[name].remember(now.monotonic)
@@ -133,6 +133,7 @@ class Beat:
             return interval
         log.warning("not charged: a gap of %.0f s, longer than max_gap", interval.duration_ns / NANOSECONDS)
         await self._books.post([Entry(Account(Kind.UNOBSERVED, ()), interval.duration_ns, interval.start)])
+        self._network.rebaseline()
         return None
 
     def _standing_accounts(self) -> dict[tuple[Category, str], Account]:

@@ -1,9 +1,11 @@
 """What a beat watches beside its engines: GPUs and the network. Each joins a source, what is remembered, and prices."""
 
-from collections import deque
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -11,13 +13,13 @@ import aiohttp
 from exporter.clock import Clock, Instant
 from exporter.config.model import Config, GpuSource, OnFatal
 from exporter.config.prices import NetworkPrice
-from exporter.core.energy import Draw, measured
+from exporter.core.energy import Draw, Draws, measured
 from exporter.core.gpu_readings import GpusReading
 from exporter.core.gpus import GpuMeter, Shares, expected
-from exporter.core.meter import PENDING_BEATS, Terms
+from exporter.core.meter import Terms
 from exporter.core.money import Account, Entry
 from exporter.core.network import NetworkMeter, NetworkReading, charges
-from exporter.core.prices import Interval, gpu_timeline
+from exporter.core.prices import Interval, gpu_timeline, in_force
 from exporter.core.readings import Failure
 from exporter.core.snapshot import GpusView, SourceView
 from exporter.sources.gpus import GpuSources, named_uuids
@@ -26,7 +28,14 @@ from exporter.sources.watched import Watched
 
 UNNAMED_GPU: Final = "any"
 SEVERAL_GPUS: Final = "several"
-_DRAWS: Final = PENDING_BEATS + 2  # of energy: as many as there can be intervals that are not booked yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the machine or pod around us says: our environment, and the kernel's table of our network interfaces."""
+
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    interfaces: Path = Path("/proc/net/dev")
 
 
 class LostDriverError(Exception):
@@ -42,21 +51,31 @@ class GpuWatch:
         self._session, self._clock, self._environ = session, clock, environ
         self._meter = GpuMeter()
         self._last: GpusReading | None = None
+        self._errors: Mapping[tuple[str, str], int] = {}  # as they were last told, and of the sources before
+        self._errors_before: Counter[tuple[str, str]] = Counter()
         self._shares: Mapping[str, Shares] = {}
-        self._draws: dict[str, deque[Draw]] = {}
-        self._open(config)
-
-    def _open(self, config: Config) -> None:
+        self._draws: dict[str, Draws] = {}
         self._config = config
-        self._sources = GpuSources(config, self._session, self._clock, self._environ)
+        self._sources = self._opened(config)
         self._watched = Watched(self._sources)
+
+    def _opened(self, config: Config) -> GpuSources:
+        return GpuSources(config, self._session, self._clock, self._environ)
 
     def adopt(self, config: Config) -> None:
         """Go by another config from now on; whoever tells of GPUs is asked anew only where it says something else."""
         before, self._config = self._config, config
+        self._shares = self._meter.shares(config.engines)
+        names = {engine.name for engine in config.engines}
+        self._draws = {name: draws for name, draws in self._draws.items() if name in names}
         if _asks(before) != _asks(config):
             self._sources.close()
-            self._open(config)
+            self._errors_before, self._errors = self._errors_before + Counter(self._errors), {}
+            closed, self._sources = self._sources, self._opened(config)
+            if (closed.target, closed.reasons) == (self._sources.target, self._sources.reasons):
+                self._watched.reads = self._sources
+            else:
+                self._watched = Watched(self._sources)
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -74,6 +93,7 @@ class GpuWatch:
         """
         outcome, _ = await self._watched.read(self._clock)
         self._last = None if isinstance(outcome, Failure) else outcome
+        self._errors = self._last.errors if self._last else self._errors
         self._meter.advance(self._last)
         self._shares = self._meter.shares(self._config.engines)
         if self._sources.is_lost_for_good and self._config.gpu.on_fatal is OnFatal.EXIT:
@@ -88,16 +108,26 @@ class GpuWatch:
         """
         name, gpu = terms.engine.name, self._config.gpu
         shares = self._shares.get(name, {})
-        drawn = self._meter.drawn(shares)
-        draws = self._draws.setdefault(name, deque(maxlen=_DRAWS))
-        if drawn is not None and interval is not None and interval.duration_ns:
-            draws.append(Draw(interval.start, interval.duration_ns, drawn))
         names = {gpu.name: Fraction(1)} if gpu.name else self._meter.names(shares)
-        label = next(iter(names)) if len(names) == 1 else (SEVERAL_GPUS if names else UNNAMED_GPU)
+        draws = self._drawn(name, shares, interval)
         timeline = gpu_timeline(self._config.prices.gpu, names)
-        prices = measured(timeline, draws)
-        current = prices is timeline or not draws or self._meter.all_up(shares)
-        return replace(terms, gpu=label, gpu_prices=prices, price_is_current=current)
+        now = in_force(measured(timeline, draws.mean()), (interval.end if interval else self._clock.now().wall) - 1)
+        by_energy = any(price.nano_usd_per_joule for price in timeline) and draws.to_book()
+        is_known = not by_energy or self._meter.all_up(shares)
+        return replace(
+            terms,
+            gpu=next(iter(names)) if len(names) == 1 else (SEVERAL_GPUS if names else UNNAMED_GPU),
+            gpu_prices=measured(timeline, draws.to_book()),
+            gpu_price_now=now if is_known else replace(now, nano_usd_per_hour=None),
+        )
+
+    def _drawn(self, engine: str, shares: Shares, interval: Interval | None) -> Draws:
+        drawn, draws = self._meter.drawn(shares), self._draws.setdefault(engine, Draws())
+        if drawn is None:
+            draws.clear()
+        elif interval is not None and interval.duration_ns:
+            draws.add(Draw(interval.start, interval.duration_ns, drawn))
+        return draws
 
     def utilization(self, engine: str) -> float | None:
         """Return the mean busy time of an engine's GPUs over the last minute, 0 to 1; None where it is not known."""
@@ -105,7 +135,8 @@ class GpuWatch:
 
     def view(self, now: Instant) -> GpusView:
         """Return what the page shows."""
-        choice, last = self._sources.choice, self._last
+        choice = self._sources.choice
+        last = None if choice.source == GpuSource.NONE else self._last
         engines = [
             (engine, *identity)
             for engine, shares in self._shares.items()
@@ -120,7 +151,7 @@ class GpuWatch:
             expected=expected(self._config.engines),
             gpus=self._meter.views(now.monotonic),
             engines=tuple(engines),
-            errors=last.errors if last else {},
+            errors=self._errors_before + Counter(self._errors),
         )
 
     def source(self) -> SourceView | None:
@@ -138,8 +169,8 @@ def _asks(config: Config) -> object:
 class NetworkWatch:
     """Bytes sent, from beat to beat; nothing is read without a price."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, interfaces: Path) -> None:
+        self._clock, self._interfaces = clock, interfaces
         self._price: NetworkPrice | None = None
         self._watched: Watched[NetworkReading] | None = None
         self._meter = NetworkMeter()
@@ -149,7 +180,12 @@ class NetworkWatch:
         """Charge by another price from now on."""
         if price is None or self._price is None or price.interfaces != self._price.interfaces:
             self._meter.rebaseline()
-            self._watched = None if price is None else Watched(NetworkSource(price))
+        if price is None:
+            self._watched = None
+        elif self._watched is None:
+            self._watched = Watched(NetworkSource(price, self._interfaces))
+        else:
+            self._watched.reads = NetworkSource(price, self._interfaces)
         self._price = price
 
     async def read(self) -> None:
@@ -159,6 +195,15 @@ class NetworkWatch:
             outcome, _ = await self._watched.read(self._clock)
             if not isinstance(outcome, Failure):
                 self._sent_bytes = self._meter.advance(outcome)
+
+    def rebaseline(self) -> None:
+        """Leave out what is sent until the next reading."""
+        self._meter.rebaseline()
+
+    def opened(self, accounts: Mapping[str, Account]) -> Iterator[Entry]:
+        """Yield entries of 0 for all that is known to come."""
+        if self._price is not None:
+            yield from charges(self._price, 0, 0, accounts)
 
     def charges(self, at: int, accounts: Mapping[str, Account]) -> Iterator[Entry]:
         """Yield what was sent since the last reading costs; `at` is when that time began (Unix nanoseconds)."""

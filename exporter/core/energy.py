@@ -1,13 +1,17 @@
 """Energy as money: what a GPU drew, measured beat by beat or assumed, becomes a part of its price for an hour."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
+from exporter.core.money import NANO
 from exporter.core.prices import HourlyPrice, in_force
 
 _SECONDS_AN_HOUR: Final = 3600
+_MINUTE: Final = 60 * NANO
+_STILL_TO_BOOK: Final = 5  # beats: more than a meter keeps pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,35 @@ class Draw:
     def watts(self) -> Fraction:
         """Its mean power: nanojoules a nanosecond."""
         return self.nanojoules / self.duration_ns
+
+
+class Draws:
+    """What an engine's average GPU drew, beat by beat: what may still be booked, and the last minute."""
+
+    def __init__(self) -> None:
+        self._draws: deque[Draw] = deque()
+
+    def add(self, draw: Draw) -> None:
+        """Add the newest."""
+        self._draws.append(draw)
+        while len(self._draws) > _STILL_TO_BOOK and self._draws[0].start < draw.start - _MINUTE:
+            self._draws.popleft()
+
+    def clear(self) -> None:
+        """Forget all: nobody can tell any more, which is not a draw of 0."""
+        self._draws.clear()
+
+    def to_book(self) -> list[Draw]:
+        """Return those whose time may not be booked yet, in the order of the beats."""
+        return list(self._draws)[-_STILL_TO_BOOK:]
+
+    def mean(self) -> list[Draw]:
+        """Return the last minute as one draw, so that a counter that moves in steps shows as a steady power."""
+        if not self._draws:
+            return []
+        duration = sum(draw.duration_ns for draw in self._draws)
+        end = self._draws[-1].start + self._draws[-1].duration_ns
+        return [Draw(end - duration, duration, sum((draw.nanojoules for draw in self._draws), Fraction(0)))]
 
 
 def measured(timeline: tuple[HourlyPrice, ...], draws: Sequence[Draw]) -> tuple[HourlyPrice, ...]:

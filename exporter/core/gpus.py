@@ -15,6 +15,8 @@ from exporter.core.windows import MINUTE, History
 Shares = Mapping[str, Fraction]  # by UUID: how much of that GPU
 
 _MEMORY: Final = 6 * MINUTE
+_BUSY: Final = (Total.BUSY, "")
+_ENERGY: Final = (Total.ENERGY, "")
 _AS_THE_DEVICE_COUNTS: Final = frozenset({Total.ECC, Total.XID})
 
 
@@ -41,40 +43,42 @@ class _Gpu:
     def __init__(self, reading: GpuReading) -> None:
         self.last = reading
         self.totals: dict[tuple[Total, str], int] = {}
-        self.drawn: int | None = None  # nanojoules since the reading before; None before there are two
         self.busy = _new_history()
         self._counted: dict[tuple[Total, str], int] = {}
+        self._energy_before: int | None = None
 
     def advance(self, reading: GpuReading) -> None:
         """Take the next reading."""
-        self._rest()
+        self._energy_before = self.totals.get(_ENERGY)
+        began_anew = reading.totals.get(_BUSY, 0) < self._counted.get(_BUSY, 0)
         for key, value in reading.totals.items():
-            before = self._counted.get(key)
-            moved = _moved(key[0], before, value)
+            moved = _moved(key[0], self._counted.get(key), value)
             self.totals[key] = value if key[0] in _AS_THE_DEVICE_COUNTS else self.totals.get(key, 0) + moved
-            if key == (Total.ENERGY, "") and before is not None:
-                self.drawn = moved
         self._counted |= reading.totals
-        if (Measure.UTILIZATION, "") not in reading.gauges:
+        is_known = (Measure.UTILIZATION, "") in reading.gauges
+        if began_anew or not is_known:
             self.busy = _new_history()  # time of which nothing is known must not count as idle
-        elif reading.sampled is not None and (reading.sampled != self.last.sampled or not len(self.busy)):
-            self.busy.append(reading.sampled, self.totals.get((Total.BUSY, ""), 0))
+        if is_known and reading.sampled is not None:
+            self.busy.append(reading.sampled, self.totals.get(_BUSY, 0))
         self.last = reading
 
-    def _rest(self) -> None:
-        """Until something is read, nothing was drawn: what a counter says later holds for all the time before."""
-        if self.drawn is not None:
-            self.drawn = 0
+    @property
+    def drawn(self) -> int | None:
+        """The energy since the reading before, in nanojoules; None before any was read.
+
+        What was drawn while nothing could be read comes with the next reading.
+        """
+        return None if self._energy_before is None else self.totals[_ENERGY] - self._energy_before
 
     def lose(self) -> None:
         """No source says anything of it any more."""
-        self._rest()
+        self._energy_before = self.totals.get(_ENERGY)
         self.busy = _new_history()
         self.last = replace(self.last, up=False, gauges={}, instances=(), stuck_seconds=0.0)
 
     def busy_ratio(self, window: int) -> float | None:
         """Return the mean share of busy time in the last nanoseconds; None where it is not known."""
-        if (Measure.UTILIZATION, "") not in self.last.gauges or len(self.busy) < 2:  # noqa: PLR2004 - two ends
+        if not len(self.busy):
             return None
         until, busy_now = self.busy.before(self.last.sampled or 0)
         since, busy_then = self.busy.before(until - window)
@@ -99,12 +103,14 @@ class GpuMeter:
 
     def __init__(self) -> None:
         self._gpus: dict[str, _Gpu] = {}
+        self._parents: dict[str, str] = {}  # by the UUID of a MIG instance: the GPU that it is part of
 
     def advance(self, reading: GpusReading | None) -> None:
         """Take a beat's reading; None where there was none."""
         found = {gpu.uuid: gpu for gpu in reading.gpus} if reading else {}
         for uuid, gpu in found.items():
             self._gpus.setdefault(uuid, _Gpu(gpu)).advance(gpu)
+            self._parents |= {instance.uuid: uuid for instance in gpu.instances}
         for uuid in self._gpus.keys() - found.keys():
             self._gpus[uuid].lose()
 
@@ -135,16 +141,9 @@ class GpuMeter:
         shares: dict[str, Fraction] = {}
         for gpu in engine.gpus if not isinstance(engine.gpus, Fraction) else ():
             share = gpu if isinstance(gpu, GpuShare) else GpuShare(uuid=gpu)
-            parent = self._parent(share.uuid)
-            shares[parent] = shares.get(parent, Fraction(0)) + share.fraction
+            uuid = self._parents.get(share.uuid, share.uuid)
+            shares[uuid] = shares.get(uuid, Fraction(0)) + share.fraction
         return shares
-
-    def _parent(self, uuid: str) -> str:
-        """Return the GPU that a MIG instance is part of, where it is known; any other UUID as it is."""
-        for parent, gpu in self._gpus.items():
-            if any(instance.uuid == uuid for instance in gpu.last.instances):
-                return parent
-        return uuid
 
     def names(self, shares: Shares) -> dict[str, Fraction]:
         """Return the product names of an engine's GPUs, and how much of each it has; nothing where one is not known."""

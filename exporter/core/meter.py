@@ -33,13 +33,13 @@ _TOKENS: Final = {
 class Terms:
     """What the config says about one engine during one beat; `gpu` names the kind of GPU in labels.
 
-    Without `price_is_current` the prices hold, but say nothing of now: a part of them is still to be measured.
+    `gpu_prices` is what is booked; `gpu_price_now` what is shown: the two differ by energy, which comes in steps.
     """
 
     engine: Engine
     gpu: str
     gpu_prices: tuple[HourlyPrice, ...]
-    price_is_current: bool = True
+    gpu_price_now: HourlyPrice | None = None  # None: as in force
     away_ns: int  # an interval longer than this means that we, not the engine, were away
 
     @property

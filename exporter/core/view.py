@@ -1,6 +1,6 @@
 """From meters and totals to what is shown: every gauge of an engine, derived in one place."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from exporter.clock import Instant
@@ -31,7 +31,7 @@ class EngineFacts:
 def engine_view(config: Config, costs: tuple[StandingCost, ...], facts: EngineFacts, now: Instant) -> EngineView:
     """Derive all gauges of one engine; what tells the engine's present is None while its page cannot be read."""
     engine, meter = facts.terms.engine, facts.meter
-    price = _price_now(facts.terms, now)
+    price = facts.terms.gpu_price_now or in_force(facts.terms.gpu_prices, now.wall)
     rate = _usd_per_hour(costs, facts.terms, price, now)
     windows = {name: _window(config, facts, now, length) for name, length in WINDOWS.items()}
     load = windows["5m"].load_ratio
@@ -59,11 +59,6 @@ def engine_view(config: Config, costs: tuple[StandingCost, ...], facts: EngineFa
         min_replicas=min_replicas(engine),
         cold_start_seconds=cold_start.seconds if cold_start else None,
     )
-
-
-def _price_now(terms: Terms, now: Instant) -> HourlyPrice:
-    price = in_force(terms.gpu_prices, now.wall - 1)  # energy is known up to now, not from now on
-    return price if terms.price_is_current else replace(price, nano_usd_per_hour=None)
 
 
 def _usd_per_hour(costs: tuple[StandingCost, ...], terms: Terms, price: HourlyPrice, now: Instant) -> float | None:

@@ -116,12 +116,13 @@ def _thresholds(snapshot: Snapshot) -> Iterator[Sample]:
 
 
 def _gpu_prices(snapshot: Snapshot) -> Iterator[Sample]:
-    seen = {
-        (engine.gpu, engine.gpu_price_source): engine.gpu_price_usd_per_hour
-        for engine in snapshot.engines
-        if engine.gpu_price_usd_per_hour is not None and engine.gpus
-    }
-    return iter(seen.items())
+    """Of engines with the same kind of GPU the dearest counts: their energy may differ."""
+    prices: dict[tuple[str, ...], float] = {}
+    for engine in snapshot.engines:
+        if engine.gpu_price_usd_per_hour is not None and engine.gpus:
+            labels = (engine.gpu, engine.gpu_price_source)
+            prices[labels] = max(prices.get(labels, 0.0), engine.gpu_price_usd_per_hour)
+    return iter(prices.items())
 
 
 # fmt: off

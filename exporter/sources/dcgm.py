@@ -187,14 +187,15 @@ class Busy:
     def add(self, uuid: str, utilization: float | None, now: int) -> int | None:
         """Count the time since the last read of a GPU; None while its utilisation has never been known.
 
-        Nothing is counted for a read without a value, nor for a gap too long for one value to speak for.
+        Nothing is counted for a read without a value. A gap too long for one value to speak for begins anew.
         """
         gap = now - self._last.get(uuid, now)
         self._last[uuid] = now
-        if utilization is not None:
-            busy = round(utilization * gap) if gap <= self._longest_gap else 0
-            self._totals[uuid] = self._totals.get(uuid, 0) + busy
-        return self._totals.get(uuid)
+        if gap > self._longest_gap:
+            self._totals.pop(uuid, None)
+        elif utilization is not None:
+            self._totals[uuid] = self._totals.get(uuid, 0) + round(utilization * gap)
+        return self._totals.get(uuid, 0 if utilization is not None else None)
 
 
 def choose(devices: Devices, select: GpuSelect | tuple[str, ...], owner: Owner) -> list[Device]:

@@ -3,21 +3,24 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.beat import Beat
 from exporter.books import Books
-from exporter.config.model import Config, Engine, GpuPrice, OtherPrice, Prices, StoragePrice, Workload
+from exporter.config.model import Config, Engine, Gpu, GpuSelect, GpuShare, GpuSource, Workload
+from exporter.config.prices import GpuPrice, NetworkPrice, OtherPrice, OwnedPrice, Prices, StoragePrice
 from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.metrics import PREFIX, ROWS, Type
 from exporter.page import PageWriter
 from exporter.sources.http import new_session
+from exporter.watch import Machine
 from tests.conftest import Golden
 from tests.fakes import FakeClock, served
 
@@ -51,24 +54,43 @@ def vllm(work: int, *, start: float = BEGAN - 500, running: int = 4) -> str:
     )  # fmt: skip
 
 
+DCGM = GOLDEN.parent / "fixtures" / "dcgm"
+WHOLE = ("GPU-0a1b2c3d-0000-4000-8000-000000000001", "GPU-0a1b2c3d-0000-4000-8000-000000000002")
+PARTED = "GPU-22222222-3333-4444-8555-000000000001"
+
+
+def dcgm(beat: int) -> str:
+    """Three GPUs of a node: one busy with 500 W, one idle with 100 W, one in two MIG instances with 400 W."""
+    whole, parted = ((DCGM / name).read_text(encoding="utf-8") for name in ("4.x-kubernetes.prom", "mig.prom"))
+    draws = {" 123456789012\n": 500, " 9876543210\n": 100, " 6000000\n": 400}
+    lines = (line for line in parted.replace('gpu="0"', 'gpu="2"').splitlines(keepends=True) if line[0] != "#")
+    page = whole + "".join(lines)
+    for counter, watts in draws.items():
+        assert counter in page
+        page = page.replace(counter, f" {int(counter) + beat * 30 * watts * 1000}\n")
+    return page
+
+
 class Stage:
-    """The real beat on a real server, with time in our hands; `page` is what the server answers, None hangs up."""
+    """The real beat on real servers, with time in our hands; `page` is what an engine answers, None hangs up."""
 
     def __init__(self) -> None:
         self.clock = FakeClock(BEGAN)
         self.page: str | None = None
+        self.gpus = ""
         self.snapshots: list[Snapshot] = []
 
-    async def play(self, config: Config, pages: Sequence[str | None], seconds: float = 30.0) -> Snapshot:
-        async with served(lambda: None if self.page is None else (200, self.page)) as url, new_session() as session:
-            engines = tuple(
-                Engine(
-                    **{field: getattr(engine, field) for field in engine.__struct_fields__ if field != "url"}, url=url
-                )
-                for engine in config.engines
-            )
-            fields = {field: getattr(config, field) for field in config.__struct_fields__ if field != "engines"}
-            beat = Beat(Config(**fields, engines=engines), self.clock, Books(), session, self.snapshots.append)
+    async def play(
+        self, config: Config, pages: Iterable[str | None], seconds: float = 30.0, machine: Machine | None = None
+    ) -> Snapshot:
+        async with (
+            served(lambda: None if self.page is None else (200, self.page)) as url,
+            served(lambda: (200, self.gpus)) as dcgm_url,
+            new_session() as session,
+        ):
+            gpu = replace(config.gpu, dcgm_url=dcgm_url) if config.gpu.source is GpuSource.DCGM else config.gpu
+            config = replace(config, engines=tuple(replace(engine, url=url) for engine in config.engines), gpu=gpu)
+            beat = Beat(config, self.clock, Books(), session, self.snapshots.append, machine)
             for page in pages:
                 self.page = page
                 await beat.once()
@@ -83,12 +105,31 @@ CONFIG = Config(
         Engine(name="nightly", url="http://y", workload=Workload.NIGHTLY, gpus=Fraction(1, 2), timeout=5.0,
                max_output_tokens_per_second=Decimal(200)),
     ),
+    gpu=Gpu(source=GpuSource.NONE),  # what auto finds depends on the machine
     prices=Prices(
         gpu=GpuPrice(usd_per_hour=Decimal("0.80")),
         storage=StoragePrice(weights_gb=Decimal(14), usd_per_gb_month=Decimal("0.023")),
         other=(OtherPrice(name="head node", usd_per_hour=Decimal("0.10"), engine="chat"),),
     ),
 )  # fmt: skip
+
+
+OWNED = replace(
+    CONFIG,
+    engines=(
+        replace(CONFIG.engines[0], gpus=WHOLE),
+        replace(CONFIG.engines[1], gpus=(GpuShare(uuid=PARTED, slices=3),)),
+    ),
+    gpu=Gpu(source=GpuSource.DCGM, select=GpuSelect.ALL),
+    prices=Prices(
+        gpu=GpuPrice(
+            owned=OwnedPrice(
+                purchase_usd=Decimal(35040), lifetime=4 * 365 * 86400.0, usd_per_kwh=Decimal("0.20"), pue=Decimal("1.2")
+            )
+        ),
+        network=NetworkPrice(usd_per_gb=Decimal("0.09")),
+    ),
+)
 
 
 def text(snapshot: Snapshot) -> str:
@@ -117,6 +158,20 @@ async def test_the_page_before_any_engine_has_answered(golden: Golden):
     golden("loading.prom", text(await Stage().play(CONFIG, [None, None])))
 
 
+async def test_the_page_of_gpus_and_a_network(golden: Golden, tmp_path: Path):
+    """Two GPUs of one engine, a slice of a third for another; energy has a price, and so have the bytes sent."""
+    stage, interfaces = Stage(), tmp_path / "dev"
+
+    def pages() -> Iterator[str]:
+        for beat in range(4):
+            stage.gpus = dcgm(beat)
+            interfaces.write_text(f"|\n face |bytes|bytes\n lo: 1 1\n eth0: 5 {beat * 10**7}\n", encoding="ascii")
+            yield vllm(beat)
+
+    machine = Machine(environ={}, interfaces=interfaces)
+    golden("gpus.prom", text(await stage.play(OWNED, pages(), machine=machine)))
+
+
 async def test_the_page_when_the_beat_has_stopped(golden: Golden):
     snapshot = await Stage().play(CONFIG, [vllm(1), vllm(2)])
     page = PageWriter(ROWS).write(snapshot, only_staying=True).body.decode()
@@ -137,6 +192,7 @@ def test_there_is_a_golden_page_for_each_state():
     assert PAGES == [
         "broken-config.prom",
         "gone.prom",
+        "gpus.prom",
         "loading.prom",
         "restarted.prom",
         "stopped.prom",

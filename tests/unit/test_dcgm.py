@@ -631,12 +631,12 @@ def test_a_value_that_comes_six_times_in_30_seconds_counts_for_30_seconds():
     assert [reads.after(5, 50) for _ in range(6)][-1] == 15 * NANOSECONDS
 
 
-def test_a_gap_too_long_for_one_value_to_speak_for_is_not_counted():
+def test_a_gap_too_long_for_one_value_to_speak_for_begins_anew():
     reads = Reads()
     reads.after(0, 100)
     assert reads.after(60, 100) == 60 * NANOSECONDS
-    assert reads.after(60.001, 100) == 60 * NANOSECONDS
-    assert reads.after(1, 100) == 61 * NANOSECONDS
+    assert reads.after(60.001, 100) == 0
+    assert reads.after(1, 100) == 1 * NANOSECONDS
 
 
 def test_a_read_without_a_utilisation_counts_nothing_and_forgets_nothing():
