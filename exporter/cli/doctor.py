@@ -1,65 +1,86 @@
 """`doctor`: what the exporter can see from here, and why not."""
 
 import asyncio
-from collections.abc import Iterator
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import click
 
+from exporter.cli import doctor_gpu
+from exporter.cli.doctor_gpu import Seen
+from exporter.cli.findings import NOTE, OK, PROBLEM, Finding
 from exporter.cli.options import config_of_flags, engine_flags, load_or_exit
 from exporter.clock import NANOSECONDS, Instant, SystemClock
 from exporter.config.load import warnings
 from exporter.config.model import Config, Engine
-from exporter.core.prices import gpu_timeline, in_force
+from exporter.core.gpu_readings import Total
+from exporter.core.prices import HourlyPrice, gpu_timeline, in_force
 from exporter.core.scaling import min_replicas, signals
-from exporter.sources.dialects import UnknownPageError, recognise, resolved
+from exporter.sources.dialects import KnownFrom, UnknownPageError, recognise, resolved
 from exporter.sources.http import Request, SourceError, get, metrics_url, new_session
-
-
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    mark: str
-    text: str
-
-
-_OK, _PROBLEM, _NOTE = "ok     ", "PROBLEM", "       "
+from exporter.sources.network import NetworkSource
 
 
 @click.command()
 @engine_flags
-def doctor(*, config_file: Path | None, **flags: Any) -> None:
+@click.option(
+    "--capture",
+    "capture_file",
+    type=click.Path(path_type=Path),
+    help="Instead of all that: write what the GPU driver answers, call by call and masked, into a new file.",
+)
+def doctor(*, capture_file: Path | None, config_file: Path | None, **flags: Any) -> None:
     """Look at everything that the config names: exit 0, or 1 when something is missing."""
+    logging.getLogger("exporter").addHandler(logging.NullHandler())  # the report says it
+    if capture_file is not None:
+        library_path = load_or_exit(config_file).gpu.library_path if config_file else None
+        _end(doctor_gpu.capture(capture_file, library_path))
     config = config_of_flags(config_file=config_file, **flags) or load_or_exit(config_file or Path())
-    now = SystemClock().now()
-    sections = {
-        "Config": list(_config(config)),
-        "Clock": list(_clock(now)),
-        "Engines": asyncio.run(_engines(config)),
-        "Prices": list(_prices(config, now)),
-        "Thresholds": list(_thresholds(config)),
-        "GPU": [Finding(_NOTE, "GPU metrics are not read by this version; what is charged comes from the config")],
-        "Ledger": [Finding(_NOTE, "counters are kept in memory by this version; a restart begins anew")],
-    }
-    for title, findings in sections.items():
+    is_well = True
+    for title, findings in _sections(config):
         click.echo(title)
         for finding in findings:
             click.echo(f"  {finding.mark} {finding.text}")
-    if any(finding.mark == _PROBLEM for findings in sections.values() for finding in findings):
-        raise SystemExit(1)
+            is_well &= finding.mark != PROBLEM
+    _end(0 if is_well else 1)
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: a thread may hang in the GPU driver, and its library must not be taken down around a call."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _sections(config: Config) -> Iterator[tuple[str, Iterable[Finding]]]:
+    """Yield each section when it is known: GPUs may take a while."""
+    now = SystemClock().now()
+    yield "Config", _config(config)
+    yield "Clock", _clock(now)
+    yield "Engines", asyncio.run(_engines(config))
+    seen = asyncio.run(doctor_gpu.look(config, os.environ))
+    yield "GPU", doctor_gpu.findings(config, seen, os.environ)
+    yield "Prices", _prices(config, seen, now)
+    yield "Network", _network(config)
+    yield "Thresholds", _thresholds(config)
+    yield "Ledger", [Finding(NOTE, "counters are kept in memory by this version; a restart begins anew")]
 
 
 def _config(config: Config) -> Iterator[Finding]:
-    yield Finding(_OK, f"role {config.role}, {len(config.engines)} engine(s), a beat every {config.interval:g} s")
+    yield Finding(OK, f"role {config.role}, {len(config.engines)} engine(s), a beat every {config.interval:g} s")
     for line in warnings(config):
-        yield Finding(_NOTE, f"no effect: {line}")
+        yield Finding(NOTE, f"no effect: {line}")
 
 
 def _clock(now: Instant) -> Iterator[Finding]:
     moment = datetime.fromtimestamp(now.wall // NANOSECONDS, UTC)
-    yield Finding(_OK if moment.year >= 2024 else _PROBLEM, f"it is {moment.isoformat()}")  # noqa: PLR2004 - a machine without a set clock
+    yield Finding(OK if moment.year >= 2024 else PROBLEM, f"it is {moment.isoformat()}")  # noqa: PLR2004 - a machine without a set clock
 
 
 async def _engines(config: Config) -> list[Finding]:
@@ -76,7 +97,7 @@ async def _engines(config: Config) -> list[Finding]:
                 response = await get(session, request)
                 findings += list(_page(engine, response.body.decode("utf-8", "replace")))
             except SourceError as error:
-                findings.append(Finding(_PROBLEM, f"{engine.name}: {request.url}: {error.reason}: {error.detail}"))
+                findings.append(Finding(PROBLEM, f"{engine.name}: {request.url}: {error.reason}: {error.detail}"))
     return findings
 
 
@@ -84,35 +105,71 @@ def _page(engine: Engine, text: str) -> Iterator[Finding]:
     try:
         dialect = recognise(text, engine.kind)
     except UnknownPageError as error:
-        yield Finding(_PROBLEM, f"{engine.name}: {error}")
+        yield Finding(PROBLEM, f"{engine.name}: {error}")
         return
-    yield Finding(_OK, f"{engine.name}: a page of {dialect.kind}, {len(text)} characters")
+    yield Finding(OK, f"{engine.name}: a page of {dialect.kind}, {len(text)} characters")
+    if dialect.known_from is not KnownFrom.SERVERS:
+        yield Finding(NOTE, f"{engine.name}: pages of {dialect.kind} are known from {dialect.known_from} alone")
     for fact, name in resolved(dialect, text).items():
-        yield Finding(_NOTE if name is None else _OK, f"{engine.name}: {fact}: {name or 'not on this page'}")
+        yield Finding(NOTE if name is None else OK, f"{engine.name}: {fact}: {name or 'not on this page'}")
 
 
-def _prices(config: Config, now: Instant) -> Iterator[Finding]:
-    price = in_force(gpu_timeline(config.prices.gpu, config.gpu.name), now.wall)
-    if price.nano_usd_per_hour is None:
-        needed = any(engine.gpus_charged for engine in config.engines)
-        yield Finding(
-            _PROBLEM if needed else _OK,
-            "no GPU price is in force" + ("; GPU time is counted as unpriced" if needed else ""),
-        )
-    else:
-        yield Finding(
-            _OK, f"one GPU costs {float(price.nano_usd_per_hour / NANOSECONDS):g} USD an hour ({price.source})"
-        )
+def _prices(config: Config, seen: Seen, now: Instant) -> Iterator[Finding]:
+    shares = seen.meter.shares(config.engines)
     for engine in config.engines:
-        yield Finding(_NOTE, f"{engine.name}: pays for {float(engine.gpus_charged):g} GPU(s)")
+        if not engine.gpus_charged:
+            yield Finding(NOTE, f"{engine.name}: pays for no GPU")
+            continue
+        own = shares.get(engine.name, {})
+        names = {config.gpu.name: Fraction(1)} if config.gpu.name else seen.meter.names(own)
+        price = in_force(gpu_timeline(config.prices.gpu, names), now.wall)
+        yield _price(engine, price, names)
+        if price.nano_usd_per_joule:
+            counting = {gpu.uuid for gpu in seen.reading.gpus if (Total.ENERGY, "") in gpu.totals}
+            yield _energy(engine, price, is_measured=bool(own) and own.keys() <= counting)
+
+
+def _price(engine: Engine, price: HourlyPrice, names: Iterable[str]) -> Finding:
+    count = f"{engine.name}: pays for {float(engine.gpus_charged):g} GPU(s)"
+    called = ", ".join(map(repr, names))
+    if price.nano_usd_per_hour is None:
+        unknown = f"by_name does not have {called}" if called else "nobody tells a name to look up in by_name"
+        why = f", since {unknown}" if price.source == "by_name" else ""
+        return Finding(PROBLEM, f"{count}, and no price is in force{why}; GPU time is counted as unpriced")
+    form = f"by_name, {called}" if price.source == "by_name" else price.source
+    return Finding(OK, f"{count}, each {float(price.nano_usd_per_hour / NANOSECONDS):g} USD an hour ({form})")
+
+
+def _energy(engine: Engine, price: HourlyPrice, *, is_measured: bool) -> Finding:
+    per_kwh = float(price.nano_usd_per_joule * 3_600_000 / NANOSECONDS)
+    what = f"{engine.name}: and their energy, {per_kwh:g} USD a kWh with PUE"
+    if is_measured:
+        return Finding(OK, f"{what}, as the GPUs count it")
+    if price.assumed_watts is None:
+        return Finding(PROBLEM, f"{what}, which is not measured here; GPU time is counted as unpriced")
+    return Finding(NOTE, f"{what}, at {float(price.assumed_watts):g} W each, as it is not measured here")
+
+
+def _network(config: Config) -> Iterator[Finding]:
+    price = config.prices.network
+    if price is None:
+        yield Finding(NOTE, "bytes sent are not charged, since prices.network is not set")
+        return
+    try:
+        reading = asyncio.run(NetworkSource(price).read())
+    except SourceError as error:
+        yield Finding(PROBLEM, f"{error.reason}: {error.detail}")
+        return
+    for name, sent in reading.sent_bytes.items():
+        yield Finding(OK, f"{name!r}: {sent} bytes sent so far")
+    if len(reading.sent_bytes) > 1 and not price.interfaces:
+        yield Finding(NOTE, "a bridge, bond or VLAN counts bytes again: name the way out in prices.network.interfaces")
 
 
 def _thresholds(config: Config) -> Iterator[Finding]:
     for engine in config.engines:
         for signal in signals(config.scaling, engine, waiting=None, ttft_p95=None):
-            yield Finding(_NOTE, f"{engine.name}: {signal.name}: up above {signal.up:g}, down below {signal.down:g}")
+            yield Finding(NOTE, f"{engine.name}: {signal.name}: up above {signal.up:g}, down below {signal.down:g}")
         if engine.ttft_target_seconds is None:
-            yield Finding(_NOTE, f"{engine.name}: ttft: off, since a {engine.workload} engine has no ttft_target")
-        yield Finding(
-            _NOTE, f"{engine.name}: at least {min_replicas(engine)} replica(s), since it is {engine.workload}"
-        )
+            yield Finding(NOTE, f"{engine.name}: ttft: off, since a {engine.workload} engine has no ttft_target")
+        yield Finding(NOTE, f"{engine.name}: at least {min_replicas(engine)} replica(s), since it is {engine.workload}")

@@ -64,6 +64,11 @@ class GpuSources:
             self._dcgm = DcgmSource(gpu, owner, session, clock, timeout, environ)
 
     @property
+    def driver(self) -> NvmlDriver | None:
+        """The driver, where it may be asked, for whoever looks closer than a beat does."""
+        return self._driver
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why reading may fail: what each of those who may be asked can say."""
         return (*(_NVML_REASONS if self._driver else ()), *(self._dcgm.reasons if self._dcgm else ()))

@@ -5,7 +5,8 @@ Nothing here may be called on the event loop: a call waits for the driver, and b
 
 import ctypes
 import importlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -94,13 +95,32 @@ def text(name: str, *arguments: Any) -> str:
     Raises:
         NvmlError: whatever went wrong.
     """
+    return raw(name, *arguments).decode("utf-8", "replace")
+
+
+def raw(name: str, *arguments: Any) -> bytes:
+    """Call a function that answers in text, and return the bytes that the driver gave.
+
+    Raises:
+        NvmlError: whatever went wrong.
+    """
     # pynvml decodes strictly, around the function proper.
     found = _called(name, lambda function: getattr(function, "__wrapped__", function)(*arguments))
-    return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+    return found if isinstance(found, bytes) else str(found).encode()
+
+
+_under_way: Final[dict[str, str]] = {}  # by the name of a thread
+
+
+def calls_under_way() -> dict[str, str]:
+    """Return the calls that have not returned, by the name of the thread that made them: what hangs is among them."""
+    return dict(_under_way)
 
 
 def _called(name: str, run: Callable[[Any], Any]) -> Any:
     binding = _binding()
+    thread = threading.current_thread().name
+    _under_way[thread] = name
     try:
         return run(getattr(binding, name))
     except binding.NVMLError as error:
@@ -109,26 +129,39 @@ def _called(name: str, run: Callable[[Any], Any]) -> Any:
         raise NvmlError(name, "function_not_found") from error
     except (OSError, ValueError) as error:
         raise NvmlError(name, "other", type(error).__name__) from error
+    finally:
+        _under_way.pop(thread, None)
+
+
+def fields(handle: Handle, identifiers: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Ask for fields (nvml.h, NVML_FI_DEV_*), all in one call; yield each one's number, result and value.
+
+    Raises:
+        NvmlError: whatever went wrong.
+    """
+    for value in call("nvmlDeviceGetFieldValues", handle, list(identifiers)):
+        kind = _VALUE_TYPES.get(value.valueType, "ullVal")
+        yield value.fieldId, value.nvmlReturn, 0 if value.nvmlReturn else int(getattr(value.value, kind))
 
 
 def field_values(handle: Handle, identifiers: tuple[int, ...]) -> dict[int, int]:
-    """Return the fields (nvml.h, NVML_FI_DEV_*) that this GPU has; all in one call.
+    """Return the fields that this GPU has.
 
     Raises:
         NvmlError: whatever went wrong, also where only one field says that the GPU is gone.
     """
     found = {}
-    for value in call("nvmlDeviceGetFieldValues", handle, list(identifiers)):
-        name = CODES.get(value.nvmlReturn, "other")
+    for identifier, result, value in fields(handle, identifiers):
+        name = CODES.get(result, "other")
         if name in GPU_GONE | DRIVER_GONE:
             raise NvmlError("nvmlDeviceGetFieldValues", name)
-        if value.nvmlReturn == 0:
-            found[value.fieldId] = int(getattr(value.value, _VALUE_TYPES.get(value.valueType, "ullVal")))
+        if result == 0:
+            found[identifier] = value
     return found
 
 
-def gpm_metrics(before: Handle, after: Handle, identifiers: tuple[int, ...]) -> dict[int, float]:
-    """Return the metrics (nvml.h, NVML_GPM_METRIC_*) that a GPU has, as means between two samples.
+def gpm_metrics(before: Handle, after: Handle, identifiers: tuple[int, ...]) -> list[tuple[int, int, float]]:
+    """Ask for metrics (nvml.h, NVML_GPM_METRIC_*), means between two samples; return number, result and value of each.
 
     Raises:
         NvmlError: whatever went wrong.
@@ -139,7 +172,7 @@ def gpm_metrics(before: Handle, after: Handle, identifiers: tuple[int, ...]) -> 
         metric.metricId = identifier
     call("nvmlGpmMetricsGet", request)
     answered = request.metrics[: len(identifiers)]
-    return {metric.metricId: float(metric.value) for metric in answered if metric.nvmlReturn == 0}
+    return [(metric.metricId, metric.nvmlReturn, float(metric.value)) for metric in answered]
 
 
 @cache
@@ -166,16 +199,21 @@ def open_library(path: str | None) -> None:
 
 def _load(path: str | None) -> None:
     """Load the library before pynvml looks for it: by its SONAME it then finds ours, and we know why when not."""
-    places = [path] if path else [_LIBRARY, *(str(Path(folder) / _LIBRARY) for folder in _FURTHER_PLACES)]
     problems = []
-    for place in places:
+    for place in places(path):
         try:
             ctypes.CDLL(place)
         except OSError as error:
             problems.append(str(error))
         else:
             return
-    raise NvmlError("dlopen", "library_not_found", problems[0])
+    # A file that is there and cannot be loaded says more than one that is missing.
+    raise NvmlError("dlopen", "library_not_found", min(problems, key=lambda problem: "No such file" in problem))
+
+
+def places(path: str | None) -> list[str]:
+    """Return where the library is looked for: by name alone in the folders of the dynamic linker, then by path."""
+    return [path] if path else [_LIBRARY, *(str(Path(folder) / _LIBRARY) for folder in _FURTHER_PLACES)]
 
 
 def close_library() -> None:

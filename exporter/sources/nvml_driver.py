@@ -7,7 +7,7 @@ be ended, and must not hold the process. Nobody waits for them: what they publis
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -105,6 +105,11 @@ class NvmlDriver:
         return self.status.reason != STARTING and len(self._session.tried) >= self.status.visible
 
     @property
+    def losses(self) -> Mapping[int, str]:
+        """Return the GPUs that do not answer, by their index: the error of each (a label)."""
+        return dict(self._session.told)
+
+    @property
     def is_lost_for_good(self) -> bool:
         """Tell whether a driver that was there is gone, and came back at none of several attempts."""
         return self._ever_up and self._failed_attempts >= _FATAL_ATTEMPTS
@@ -178,9 +183,12 @@ class NvmlDriver:
         if now - session.counted > _COUNT_AGAIN_SECONDS * NANOSECONDS:
             session.counted = now
             self._count(session)
-        if any(gpu.up for gpu in self.reading().gpus):
+        gpus = self.reading().gpus
+        if any(gpu.up for gpu in gpus):
             session.last_up, self._ever_up, self._failed_attempts = now, True, 0
             self._wait_seconds = _FIRST_WAIT_SECONDS
+        elif any(gpu.stuck_seconds for gpu in gpus):
+            return  # the driver cannot be closed under a call, and that one hangs is said on the page
         elif session.is_held() and now - session.last_up > _ALL_GONE_SECONDS * NANOSECONDS:
             raise NvmlError("poll", "no_gpu_answers")
 
@@ -188,7 +196,7 @@ class NvmlDriver:
         """Start a thread for each GPU that has none."""
         visible = int(call("nvmlDeviceGetCount"))
         for index in range(visible):
-            if index not in session.threads:
+            if index not in session.threads or not session.threads[index].is_alive():
                 thread = threading.Thread(target=self._follow, args=(session, index), name=f"gpu{index}", daemon=True)
                 session.threads[index] = thread
                 thread.start()

@@ -15,8 +15,11 @@ Number = tuple[Measure | Total, str, float]
 _MILLI_TO_NANO: Final = 1_000_000
 _MHZ: Final = 1e6
 _MIB: Final = 2.0**20
-_MEMORY_V2: Final = 0x02000028
+MEMORY_V2: Final = 0x02000028
 _NOT_AVAILABLE: Final = frozenset({2**32 - 1, 2**64 - 1})
+# nvml.h, NVML_CLOCK_*
+_SM: Final = 1
+_MEM: Final = 2
 
 # nvml.h, NVML_FI_DEV_*: times are nanoseconds
 _THROTTLE_TIMES: Final = {74: "sw_power_cap", 76: "sync_boost", 269: "sw_thermal", 270: "hw_thermal",
@@ -24,7 +27,7 @@ _THROTTLE_TIMES: Final = {74: "sw_power_cap", 76: "sync_boost", 269: "sw_thermal
 _MEMORY_TEMPERATURE: Final = 82
 _RECOVERY_ACTION: Final = 230
 _PCIE_BYTES: Final = {197: "transmit", 198: "receive"}
-_FIELD_IDS: Final = (*_THROTTLE_TIMES, _MEMORY_TEMPERATURE, _RECOVERY_ACTION, *_PCIE_BYTES)
+FIELD_IDS: Final = (*_THROTTLE_TIMES, _MEMORY_TEMPERATURE, _RECOVERY_ACTION, *_PCIE_BYTES)
 # nvml.h, NVML_GPM_METRIC_*: percent, and MiB/s
 GPM_SHARES: Final = {1: Measure.GRAPHICS_ACTIVE, 2: Measure.SM_ACTIVE, 3: Measure.SM_OCCUPANCY,
                      5: Measure.TENSOR_ACTIVE, 10: Measure.DRAM_ACTIVE}  # fmt: skip
@@ -67,7 +70,7 @@ def _utilization(handle: Handle) -> Iterator[Number]:
 def memory(handle: Handle) -> Iterator[Number]:
     """Read a device's or an instance's memory: by version 2, where there is one, reserved is not used."""
     try:
-        found = call("nvmlDeviceGetMemoryInfo", handle, _MEMORY_V2)
+        found = call("nvmlDeviceGetMemoryInfo", handle, MEMORY_V2)
         yield Measure.MEMORY_RESERVED, "", float(found.reserved)
     except NvmlError as error:
         if error.name not in ("function_not_found", "argument_version_mismatch", "not_supported"):
@@ -99,7 +102,8 @@ def _reasons(handle: Handle) -> Iterator[Number]:
 
 
 def _fields(handle: Handle) -> Iterator[Number]:
-    found = field_values(handle, _FIELD_IDS)
+    answered = field_values(handle, FIELD_IDS)
+    found = {identifier: value for identifier, value in answered.items() if value not in _NOT_AVAILABLE}
     for identifier, reason in _THROTTLE_TIMES.items():
         if identifier in found:
             yield Total.THROTTLE, reason, found[identifier]
@@ -120,14 +124,6 @@ def _remapped_rows(handle: Handle) -> Iterator[Number]:
     yield Measure.ROW_REMAP_FAILED, "", float(bool(failed))
 
 
-def _both_clocks(function: str, measure: Measure) -> Callable[[Handle], Iterator[Number]]:
-    def read(handle: Handle) -> Iterator[Number]:
-        for clock, domain in ((1, "sm"), (2, "memory")):
-            yield measure, domain, call(function, handle, clock) * _MHZ
-
-    return read
-
-
 def _ecc(severity: str, lifetime: str, arguments: tuple[int, int]) -> Field:
     target = (Total.ECC, f"{severity},{lifetime}")
     return _one(f"ecc_{severity}_{lifetime}", 10, "nvmlDeviceGetTotalEccErrors", target, 1, arguments)
@@ -145,7 +141,8 @@ FIELDS: Final[tuple[Field, ...]] = (
     ),
     Field("temperature", 10, (Measure.TEMPERATURE,), _temperature),
     _one("margin_temperature", 10, "nvmlDeviceGetMarginTemperature", (Measure.TEMPERATURE_MARGIN, "")),
-    Field("clock", 10, (Measure.CLOCK,), _both_clocks("nvmlDeviceGetClockInfo", Measure.CLOCK)),
+    _one("clock_sm", 10, "nvmlDeviceGetClockInfo", (Measure.CLOCK, "sm"), _MHZ, (_SM,)),
+    _one("clock_memory", 10, "nvmlDeviceGetClockInfo", (Measure.CLOCK, "memory"), _MHZ, (_MEM,)),
     Field("fields", 10, (Total.THROTTLE, Total.PCIE, Measure.RECOVERY_ACTION), _fields),
     _ecc("corrected", "volatile", (0, 0)),
     _ecc("corrected", "aggregate", (0, 1)),
@@ -158,5 +155,6 @@ FIELDS: Final[tuple[Field, ...]] = (
         _remapped_rows,
     ),
     _one("power_limit", 60, "nvmlDeviceGetEnforcedPowerLimit", (Measure.POWER_LIMIT, ""), 1e-3),
-    Field("max_clock", 60, (Measure.CLOCK_MAX,), _both_clocks("nvmlDeviceGetMaxClockInfo", Measure.CLOCK_MAX)),
+    _one("max_clock_sm", 60, "nvmlDeviceGetMaxClockInfo", (Measure.CLOCK_MAX, "sm"), _MHZ, (_SM,)),
+    _one("max_clock_memory", 60, "nvmlDeviceGetMaxClockInfo", (Measure.CLOCK_MAX, "memory"), _MHZ, (_MEM,)),
 )

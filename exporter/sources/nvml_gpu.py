@@ -98,7 +98,7 @@ class GpuPoller:
         self._parts: dict[str, Any] = {}
         self._due: dict[str, int] = {}
         self._answers: dict[str, Answer] = {}
-        self._supported: dict[str, bool] = {}
+        self._supported: dict[str, frozenset[str]] = {}  # by question: the families that were in an answer
         self._totals: dict[tuple[Total, str], int] = {(Total.POLLS, ""): 0, (Total.POLL_SECONDS, ""): 0}
         self._errors: Counter[tuple[str, str]] = Counter()
         self._last_xids: dict[int, float] = {}
@@ -186,7 +186,7 @@ class GpuPoller:
         for question in self._questions:
             if question.name in self._supported:
                 for family in question.gives:
-                    found[family] = found.get(family, False) or self._supported[question.name]
+                    found[family] = found.get(family, False) or family in self._supported[question.name]
         return found
 
     def _ask_all(self, now: int) -> None:
@@ -206,7 +206,7 @@ class GpuPoller:
             self._answers.pop(question.name, None)
             self._ask_again(question, began, _ASK_AGAIN_SECONDS.get(error.name, question.period_seconds))
             if error.name in UNSUPPORTED:
-                self._supported[question.name] = False
+                self._supported[question.name] = frozenset()
                 return None
             self._errors[error.call, error.name] += 1
             if error.name in GPU_GONE | DRIVER_GONE:
@@ -222,7 +222,9 @@ class GpuPoller:
 
     def _take(self, question: Field, numbers: list[Number]) -> None:
         at = self._clock.now().monotonic
-        self._supported[question.name] = True
+        if numbers:
+            seen = self._supported.get(question.name, frozenset())
+            self._supported[question.name] = seen | {family for family, _, _ in numbers}
         gauges = {(measure, label): value for measure, label, value in numbers if isinstance(measure, Measure)}
         self._totals |= {(total, label): int(value) for total, label, value in numbers if isinstance(total, Total)}
         stale = max(_STALE_PERIODS * round(question.period_seconds * NANOSECONDS), FRESH_NS)
@@ -262,9 +264,13 @@ class GpuPoller:
             yield Measure.XID_LAST, str(xid), seen
 
     def _mig(self, handle: Handle) -> Iterator[Number]:
+        self._instances = ()
         current, _ = call("nvmlDeviceGetMigMode", handle)
         self._mig_mode = "enabled" if current else "disabled"
-        self._instances = tuple(self._part("mig", lambda: Instances(handle, self._clock)).read()) if current else ()
+        if current:
+            self._instances = tuple(self._part("mig", lambda: Instances(handle, self._clock)).read())
+        elif "mig" in self._parts:
+            self._parts.pop("mig").free()
         return iter(())
 
 

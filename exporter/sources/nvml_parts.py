@@ -9,7 +9,7 @@ from exporter.core.gpu_readings import Measure, MigReading
 from exporter.sources.nvml import UNSUPPORTED, Handle, NvmlError, call, gpm_metrics, text
 from exporter.sources.nvml_fields import GPM_RATES, GPM_SHARES, Number, memory
 
-_GPM_IDS: Final = (*GPM_SHARES, *GPM_RATES)
+GPM_IDS: Final = (*GPM_SHARES, *GPM_RATES)
 _MIB: Final = 2.0**20
 _SHORTEST_NS: Final = NANOSECONDS
 _LONGEST_NS: Final = 600 * NANOSECONDS
@@ -35,7 +35,8 @@ class Gpm:
         self._taken = self._clock.now().monotonic
         if before is None or not _SHORTEST_NS <= self._taken - before <= _LONGEST_NS:
             return []
-        return list(_gpm_numbers(gpm_metrics(self._old, self._new, _GPM_IDS)))
+        results = gpm_metrics(self._old, self._new, GPM_IDS)
+        return list(_gpm_numbers({identifier: value for identifier, result, value in results if result == 0}))
 
     def free(self) -> None:
         """Give the samples back."""

@@ -111,7 +111,7 @@ def test_doctor_says_what_it_sees_and_why_not(tmp_path: Path):
         line.startswith("ok") and "chat: ttft: vllm:time_to_first_token_seconds_bucket" in line for line in lines
     )
     assert any(line.startswith("PROBLEM gone: http://127.0.0.1:9/metrics: refused") for line in lines)
-    assert "chat: pays for 0.5 GPU(s)" in lines
+    assert "ok      chat: pays for 0.5 GPU(s), each 0.8 USD an hour (usd_per_hour)" in lines
     assert "chat: ttft: off, since a batch engine has no ttft_target" in lines
     assert any("budgets" in line for line in lines)
 
