@@ -103,6 +103,9 @@ class App:
             raise UnusableError(lines, exit_code=1) from None
         finally:
             await runner.cleanup()
+            for name in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(name)
+                signal.signal(name, signal.SIG_IGN)  # told twice, it ends no worse than told once
 
     def _release_gpus(self) -> None:
         released = self._beat.gpus.release() if self._beat else None
