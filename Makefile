@@ -20,7 +20,7 @@ setup: $(STAMP)  ## make .venv with everything, from the lock file
 $(STAMP): pyproject.toml uv.lock
 	@test -x $(BIN)/python || python3 -m venv $(VENV)
 	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) sync --locked --inexact --quiet
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) sync --locked --inexact --compile-bytecode --quiet
 	@touch $@
 
 run: setup  ## the exporter on :9409 beside a replayed vLLM; ENGINE=http://host:8000 for a real one
@@ -65,7 +65,8 @@ audit: setup  ## known vulnerabilities in what is locked; asks the advisory serv
 	@$(UV) export --quiet --locked --no-dev --no-emit-project --format requirements-txt > $(VENV)/locked.txt
 	@$(BIN)/pip-audit --strict --progress-spinner off --disable-pip -r $(VENV)/locked.txt
 
-bench: setup  ## figures beside the limits they must keep
+bench: setup  ## figures beside the limits they must keep, and another exporter beside ours (2 minutes)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) sync --locked --inexact --quiet --group bench || true
 	@$(BIN)/python -m benchmarks
 
 soak: setup  ## minutes of the same: memory stays, counters only rise

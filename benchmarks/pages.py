@@ -6,18 +6,22 @@ import json
 import lzma
 import statistics
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
+from exporter.app import own_page
 from exporter.beat import Beat
 from exporter.books import Books
 from exporter.clock import SystemClock
-from exporter.config.model import Config, Disaggregation, Engine, GpuPrice, Prices
+from exporter.config.model import Config, Disaggregation, Engine, Gpu
 from exporter.config.model import Kind as EngineKind
+from exporter.config.prices import GpuPrice, Prices
 from exporter.config.units import decimal
 from exporter.core.money import Kind
 from exporter.core.snapshot import ConfigView, Snapshot
@@ -40,8 +44,8 @@ SAME_SERIES = [page for page in PAGES if page.count("\n") == PAGES[40].count("\n
 VLLM_PAGE = SAME_SERIES[0]
 
 
-def reference_parse() -> None:
-    for family in text_string_to_metric_families(VLLM_PAGE):
+def reference_parse(page: str = VLLM_PAGE) -> None:
+    for family in text_string_to_metric_families(page):
         for _ in family.samples:
             pass
 
@@ -79,8 +83,21 @@ def writing(series: int) -> Callable[[], object]:
     return lambda: writer.write(next(snapshots))
 
 
-def beat_seconds() -> float:
-    async def run() -> float:
+class Beaten(NamedTuple):
+    seconds: float
+    last: Snapshot
+
+
+def beats(gpu: Gpu, gpus: int, wait_seconds: float = 0) -> Beaten:
+    """Beat against a served page, and with the GPUs that the config finds; the median, and what came out.
+
+    Args:
+        gpu: who is asked about GPUs.
+        gpus: how many the engine has.
+        wait_seconds: how long to wait after the first beat for what GPUs tell only later.
+    """
+
+    async def run() -> Beaten:
         pages = iter(SAME_SERIES * 100)
         app = web.Application()
 
@@ -88,15 +105,37 @@ def beat_seconds() -> float:
             return web.Response(text=next(pages), content_type="text/plain")
 
         app.router.add_get("/metrics", handler)
-        writer, found = PageWriter(ROWS), []
+        writer, found, snapshots = PageWriter(ROWS), [], []
+
+        def publish(snapshot: Snapshot) -> None:
+            writer.write(snapshot, own_page())
+            snapshots.append(snapshot)
+
         async with TestServer(app) as server, new_session() as session:
-            engine = Engine(url=f"http://127.0.0.1:{server.port}")
-            config = Config(engines=(engine,), prices=Prices(gpu=GpuPrice(usd_per_hour=decimal("0.80"))))
-            beat = Beat(config, SystemClock(), Books(), session, writer.write)  # type: ignore[arg-type]
-            for _ in range(50):
-                began = perf_counter()
+            engine = Engine(url=f"http://127.0.0.1:{server.port}", gpus=Fraction(gpus))
+            config = Config(engines=(engine,), gpu=gpu, prices=Prices(gpu=GpuPrice(usd_per_hour=decimal("0.80"))))
+            beat = Beat(config, SystemClock(), Books(), session, publish)
+            try:
                 await beat.once()
-                found.append(perf_counter() - began)
-        return statistics.median(found)
+                await asyncio.sleep(wait_seconds)
+                for _ in range(50):
+                    began = perf_counter()
+                    await beat.once()
+                    found.append(perf_counter() - began)
+            finally:
+                beat.gpus.close()
+        return Beaten(statistics.median(found), snapshots[-1])
 
     return asyncio.run(run())
+
+
+def whole_page(snapshot: Snapshot) -> Callable[[], bytes]:
+    """Write a beat's page again and again, the exporter's own part with it."""
+    writer = PageWriter(ROWS)
+    return lambda: writer.write(snapshot, own_page()).body
+
+
+def series(page: bytes | str, having: str = "") -> int:
+    """Count the series of a page, or those of them that have this in their labels."""
+    lines = (page.decode() if isinstance(page, bytes) else page).splitlines()
+    return sum(1 for line in lines if line and not line.startswith("#") and having in line)
