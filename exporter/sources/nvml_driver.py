@@ -183,11 +183,11 @@ class NvmlDriver:
         if now - session.counted > _COUNT_AGAIN_SECONDS * NANOSECONDS:
             session.counted = now
             self._count(session)
-        gpus = self.reading().gpus
-        if any(gpu.up for gpu in gpus):
+        pollers = list(self._pollers.values())
+        if any(poller.is_up(now) for poller in pollers):
             session.last_up, self._ever_up, self._failed_attempts = now, True, 0
             self._wait_seconds = _FIRST_WAIT_SECONDS
-        elif any(gpu.stuck_seconds for gpu in gpus):
+        elif any(poller.is_asking for poller in pollers):
             return  # the driver cannot be closed under a call, and that one hangs is said on the page
         elif session.is_held() and now - session.last_up > _ALL_GONE_SECONDS * NANOSECONDS:
             raise NvmlError("poll", "no_gpu_answers")

@@ -99,6 +99,7 @@ class GpuPoller:
         self._due: dict[str, int] = {}
         self._answers: dict[str, Answer] = {}
         self._supported: dict[str, frozenset[str]] = {}  # by question: the families that were in an answer
+        self._families: dict[str, bool] = {}
         self._totals: dict[tuple[Total, str], int] = {(Total.POLLS, ""): 0, (Total.POLL_SECONDS, ""): 0}
         self._errors: Counter[tuple[str, str]] = Counter()
         self._last_xids: dict[int, float] = {}
@@ -111,7 +112,8 @@ class GpuPoller:
     def attach(self, handle: Handle, identity: Identity) -> None:
         """Begin with a new handle of the GPU, of a driver that may be another one than before."""
         self.identity, self._handle = identity, handle
-        self._due, self._answers, self._supported, self._busy_until = {}, {}, {}, None
+        self._due, self._answers, self._busy_until = {}, {}, None
+        self._supported, self._families = {}, {}
 
     def poll(self) -> None:
         """Ask all that is due, and publish it.
@@ -143,10 +145,19 @@ class GpuPoller:
             part.free()
         self._parts = {}
 
+    def is_up(self, now: int) -> bool:
+        """Tell whether the GPU answers at a monotonic nanosecond; may be called from any thread."""
+        state = self._published
+        return state.answering and state.sampled is not None and now - state.sampled <= FRESH_NS
+
+    @property
+    def is_asking(self) -> bool:
+        """Tell whether a call is under way; may be asked from any thread."""
+        return self._asking_since is not None
+
     def reading(self, now: int) -> GpuReading:
         """Return what is known at a monotonic nanosecond; may be called from any thread."""
-        state, identity, asking_since = self._published, self.identity, self._asking_since
-        up = state.answering and state.sampled is not None and now - state.sampled <= FRESH_NS
+        state, identity, asking_since, up = self._published, self.identity, self._asking_since, self.is_up(now)
         return GpuReading(
             uuid=identity.uuid,
             index=identity.index,
@@ -175,19 +186,23 @@ class GpuPoller:
             answers=tuple(self._answers.values()),
             totals=dict(self._totals),
             errors=dict(self._errors),
-            supported=self._families(),
+            supported=self._families,
             instances=self._instances,
             mig_mode=self._mig_mode,
         )
 
-    def _families(self) -> dict[str, bool]:
-        """Say of each family whether this GPU has it: any of its questions is enough."""
-        found: dict[str, bool] = {}
-        for question in self._questions:
-            if question.name in self._supported:
-                for family in question.gives:
-                    found[family] = found.get(family, False) or family in self._supported[question.name]
-        return found
+    def _note(self, question: Field, found: frozenset[str]) -> None:
+        """Remember which families a question brings, none where the GPU has no such thing (any more)."""
+        before = self._supported.get(question.name)
+        now = found | (before or frozenset()) if found else found
+        if now == before:
+            return
+        self._supported[question.name] = now
+        families: dict[str, bool] = {}
+        for known in self._questions:
+            for family in known.gives if known.name in self._supported else ():
+                families[family] = families.get(family, False) or family in self._supported[known.name]
+        self._families = families
 
     def _ask_all(self, now: int) -> None:
         due = [question for question in self._questions if self._due.get(question.name, now) <= now]
@@ -206,7 +221,7 @@ class GpuPoller:
             self._answers.pop(question.name, None)
             self._ask_again(question, began, _ASK_AGAIN_SECONDS.get(error.name, question.period_seconds))
             if error.name in UNSUPPORTED:
-                self._supported[question.name] = frozenset()
+                self._note(question, frozenset())
                 return None
             self._errors[error.call, error.name] += 1
             if error.name in GPU_GONE | DRIVER_GONE:
@@ -223,8 +238,7 @@ class GpuPoller:
     def _take(self, question: Field, numbers: list[Number]) -> None:
         at = self._clock.now().monotonic
         if numbers:
-            seen = self._supported.get(question.name, frozenset())
-            self._supported[question.name] = seen | {family for family, _, _ in numbers}
+            self._note(question, frozenset(family for family, _, _ in numbers))
         gauges = {(measure, label): value for measure, label, value in numbers if isinstance(measure, Measure)}
         self._totals |= {(total, label): int(value) for total, label, value in numbers if isinstance(total, Total)}
         stale = max(_STALE_PERIODS * round(question.period_seconds * NANOSECONDS), FRESH_NS)

@@ -15,7 +15,7 @@ _SHORTEST_NS: Final = NANOSECONDS
 _LONGEST_NS: Final = 600 * NANOSECONDS
 _XID_EVENTS: Final = 8  # nvml.h, nvmlEventTypeXidCriticalError
 _MOST_EVENTS: Final = 100  # at once; more would be a flood
-_WAIT_MS: Final = 1
+_WAIT_MS: Final = 0  # only what has come
 
 
 class Gpm:
