@@ -24,6 +24,9 @@
  *   gpuN.mig_mode=CURRENT PENDING mig_slots=7
  *   gpuN.migM.uuid                  without it slot M is empty: NOT_FOUND
  *   gpuN.migM.gi ci slices          and any key of a GPU, for the calls that take a MIG handle
+ *
+ * Whenever a client comes or goes, a line is added to the file that NVML_STUB_JOURNAL names, if it names one: how many
+ * clients there are then, how many event sets and GPM samples are held, and how many calls are being delayed.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -122,7 +125,7 @@ static struct {
     struct stat version;
 } scenario = {.file = -1};
 static pthread_mutex_t scenario_lock = PTHREAD_MUTEX_INITIALIZER;
-static atomic_int clients;
+static atomic_int clients, event_sets, gpm_samples, delayed_calls;
 
 static int by_key(const void *left, const void *right) {
     return strcmp(((const Entry *)left)->key, ((const Entry *)right)->key);
@@ -198,7 +201,10 @@ static void sleep_ms(long milliseconds) {
 static void delay(const char *key) {
     char name[KEY_SIZE + 16], value[VALUE_SIZE];
     snprintf(name, sizeof name, "%s.delay_ms", key);
-    if (find(name, value) == SUCCESS) sleep_ms(atol(value));
+    if (find(name, value) != SUCCESS) return;
+    delayed_calls++;
+    sleep_ms(atol(value));
+    delayed_calls--;
 }
 
 static nvmlReturn_t numbers(const char *key, const char *value, int count, uint64_t *out) {
@@ -302,6 +308,15 @@ static nvmlReturn_t ask_text(nvmlDevice_t device, const char *name, const char *
 
 /* ---- the library ---- */
 
+static void tell(const char *what) {
+    const char *path = getenv("NVML_STUB_JOURNAL");
+    int file = path ? open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644) : -1;
+    if (file < 0) return;
+    dprintf(file, "%s clients=%d event_sets=%d gpm_samples=%d delayed_calls=%d\n", what, clients, event_sets,
+            gpm_samples, delayed_calls);
+    close(file);
+}
+
 nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     char value[VALUE_SIZE];
@@ -316,6 +331,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned flags) {
     nvmlReturn_t result = find("init", value);
     if (result != SUCCESS && result != UNSET) return result;
     clients++;
+    tell("init");
     return SUCCESS;
 }
 
@@ -326,6 +342,7 @@ nvmlReturn_t nvmlShutdown(void) {
     delay("shutdown");
     int now = clients;
     while (now > 0 && !atomic_compare_exchange_weak(&clients, &now, now - 1)) {}
+    tell("shutdown");
     return SUCCESS;
 }
 
@@ -658,11 +675,13 @@ static pthread_mutex_t event_lock = PTHREAD_MUTEX_INITIALIZER;
 nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *out) {
     nvmlReturn_t result = driver_state();
     if (result) return result;
+    event_sets++;
     return (*out = calloc(1, sizeof **out)) ? SUCCESS : OUT_OF_MEMORY;
 }
 
 nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) {
     if (!clients) return UNINITIALIZED;
+    event_sets--;
     free(set);
     return SUCCESS;
 }
@@ -745,10 +764,12 @@ nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *ou
 }
 
 nvmlReturn_t nvmlGpmSampleAlloc(nvmlGpmSample_t *out) {
+    gpm_samples++;
     return (*out = calloc(1, sizeof **out)) ? SUCCESS : OUT_OF_MEMORY;
 }
 
 nvmlReturn_t nvmlGpmSampleFree(nvmlGpmSample_t sample) {
+    gpm_samples--;
     free(sample);
     return SUCCESS;
 }

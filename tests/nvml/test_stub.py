@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.nvml.stub import HERE, NoCompilerError, Scenario, build, environment
+from tests.nvml.stub import HERE, NOTHING_HELD, NoCompilerError, Scenario, build, build_or_skip, environment
 
 SCENARIOS = sorted(path.stem for path in (HERE / "scenarios").glob("*.txt"))
 
@@ -91,7 +91,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("nvml"))
+    return build_or_skip(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +453,39 @@ def test_the_scenario_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["s.txt"]
 
 
+def test_the_journal_tells_what_is_held(library: Path, tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path / "scenario.txt").copy("two-healthy")
+    with Client(library, scenario.path) as ask:
+        ask("nvmlInit()")
+        assert scenario.held() == {**NOTHING_HELD, "clients": 1}
+        ask("(s := nvmlEventSetCreate(), g := nvmlGpmSampleAlloc()) and None")
+        ask("[nvmlInit(), nvmlShutdown()]")
+        assert scenario.held() == {**NOTHING_HELD, "clients": 1, "event_sets": 1, "gpm_samples": 1}
+        ask("[nvmlEventSetFree(s), nvmlGpmSampleFree(g), nvmlShutdown()]")
+        assert scenario.held() == NOTHING_HELD
+        ask("nvmlInit()")
+        scenario.update({"gpu0.delay_ms": 300})
+        ask.send("seconds(lambda: gpu(0), lambda: time.sleep(0.1) or nvmlShutdown())")
+        ask.receive()
+        assert scenario.held() == {**NOTHING_HELD, "delayed_calls": 1}
+
+
+def test_an_older_driver_lacks_functions(tmp_path: Path) -> None:
+    library = build_or_skip(tmp_path, without=("nvmlDeviceGetTemperatureV",))
+    scenario = Scenario(tmp_path / "scenario.txt").copy("two-healthy")
+    with Client(library, scenario.path) as ask:
+        ask("nvmlInit()")
+        assert ask("nvmlDeviceGetTemperatureV(gpu(0), 0)") == "FunctionNotFound"
+        assert ask("nvmlDeviceGetTemperature(gpu(0), 0)") == 63
+
+
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NoCompilerError, match="needs a C compiler"):
         build(tmp_path)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="install Debian's package gcc"):
+        build_or_skip(tmp_path)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="CI must have one"):
+        build_or_skip(tmp_path)
