@@ -17,7 +17,7 @@ Shares = Mapping[str, Fraction]  # by UUID: how much of that GPU
 _MEMORY: Final = 6 * MINUTE
 _BUSY: Final = (Total.BUSY, "")
 _ENERGY: Final = (Total.ENERGY, "")
-_AS_THE_DEVICE_COUNTS: Final = frozenset({Total.ECC, Total.XID})
+_AS_THE_DEVICE_COUNTS: Final = frozenset({Total.ECC})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def _new_history() -> History[int]:
 def _moved(total: Total, before: int | None, now: int) -> int:
     """Return what was counted since; a counter that fell has begun anew, or wrapped where that is known to happen."""
     if before is None:
-        return 0
+        return now if total is Total.XID else 0  # XIDs are counted by us, from 0 on
     if now >= before:
         return now - before
     return 0 if total is Total.PCIE else now

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from exporter.core.gpu_readings import Measure, Total, recovery_actions, throttle_reasons
-from exporter.sources.nvml import Handle, NvmlError, call, field_values
+from exporter.sources.nvml import Handle, NvmlError, call, field_values, text
 
 Number = tuple[Measure | Total, str, float]
 
@@ -22,12 +22,22 @@ _SM: Final = 1
 _MEM: Final = 2
 
 # nvml.h, NVML_FI_DEV_*: times are nanoseconds
-_THROTTLE_TIMES: Final = {74: "sw_power_cap", 76: "sync_boost", 269: "sw_thermal", 270: "hw_thermal",
-                          271: "hw_power_brake"}  # fmt: skip
+_THROTTLE_TIMES: Final = {74: "sw_power_cap", 76: "sync_boost"}
+_THERMAL: Final = ("sw_thermal", "hw_thermal", "hw_power_brake")
+_THERMAL_IDS: Final = (
+    ((580, 82), (269, 270, 271)),
+    ((575, 0), (251, 252, 253)),
+)  # from which driver on; renumbered once
 _MEMORY_TEMPERATURE: Final = 82
 _RECOVERY_ACTION: Final = 230
 _PCIE_BYTES: Final = {197: "transmit", 198: "receive"}
-FIELD_IDS: Final = (*_THROTTLE_TIMES, _MEMORY_TEMPERATURE, _RECOVERY_ACTION, *_PCIE_BYTES)
+FIELD_IDS: Final = (
+    *_THROTTLE_TIMES,
+    *(each for _, ids in _THERMAL_IDS for each in ids),
+    _MEMORY_TEMPERATURE,
+    _RECOVERY_ACTION,
+    *_PCIE_BYTES,
+)
 # nvml.h, NVML_GPM_METRIC_*: percent, and MiB/s
 GPM_SHARES: Final = {1: Measure.GRAPHICS_ACTIVE, 2: Measure.SM_ACTIVE, 3: Measure.SM_OCCUPANCY,
                      5: Measure.TENSOR_ACTIVE, 10: Measure.DRAM_ACTIVE}  # fmt: skip
@@ -104,7 +114,7 @@ def _reasons(handle: Handle) -> Iterator[Number]:
 def _fields(handle: Handle) -> Iterator[Number]:
     answered = field_values(handle, FIELD_IDS)
     found = {identifier: value for identifier, value in answered.items() if value not in _NOT_AVAILABLE}
-    for identifier, reason in _THROTTLE_TIMES.items():
+    for identifier, reason in (_THROTTLE_TIMES | thermal_fields(text("nvmlSystemGetDriverVersion"))).items():
         if identifier in found:
             yield Total.THROTTLE, reason, found[identifier]
     for identifier, direction in _PCIE_BYTES.items():
@@ -114,6 +124,15 @@ def _fields(handle: Handle) -> Iterator[Number]:
         yield Measure.TEMPERATURE, "memory", float(found[_MEMORY_TEMPERATURE])
     if _RECOVERY_ACTION in found:
         yield from recovery_actions(found[_RECOVERY_ACTION])
+
+
+def thermal_fields(driver_version: str) -> dict[int, str]:
+    """Return the fields of a driver that hold thermal throttling; other drivers have other things in these places."""
+    parts = driver_version.split(".")
+    if not all(part.isdecimal() for part in parts):
+        return {}
+    version = tuple(map(int, parts))
+    return next((dict(zip(ids, _THERMAL, strict=True)) for since, ids in _THERMAL_IDS if version >= since), {})
 
 
 def _remapped_rows(handle: Handle) -> Iterator[Number]:

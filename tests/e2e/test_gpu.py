@@ -47,8 +47,6 @@ class Member(NamedTuple):
 
 
 QUICK = Member(interval="200ms")
-
-
 FLEET = {
     "healthy": Member(),
     "consumer": Member("consumer", gpus="1"),
@@ -583,11 +581,7 @@ def test_sigusr1_lets_go_of_the_driver_and_takes_it_back_after_it_was_loaded_ane
     before, threads = rig.until_up(True, True), rig.threads()
     rig.exporter.process.send_signal(SIGUSR1)
     released = rig.until("the release", lambda page: page.get(source("released")) == 1, seconds=3)
-    ends = time.monotonic() + 2
-    while rig.scenario.held() != NOTHING_HELD and time.monotonic() < ends:
-        time.sleep(0.02)
-    assert rig.scenario.held() == NOTHING_HELD
-    assert rig.threads() == threads - 2
+    let_go(rig, threads - 2)
     assert released[of(0, "gpu_up")] == released[of(1, "gpu_up")] == 0
     meters(released)
     rig.scenario.update({
@@ -608,6 +602,15 @@ def test_sigusr1_lets_go_of_the_driver_and_takes_it_back_after_it_was_loaded_ane
     assert rig.threads() == threads
 
 
+def let_go(rig: Rig, threads: int) -> None:
+    """The driver is not held any more, and so many threads are left, within two seconds."""
+    ends = time.monotonic() + 2
+    while (rig.scenario.held() != NOTHING_HELD or rig.threads() != threads) and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert rig.scenario.held() == NOTHING_HELD
+    assert rig.threads() == threads
+
+
 def test_a_reload_ends_the_threads_and_keeps_what_was_counted(fleet: dict[str, Rig]):
     rig = fleet["is reloaded"]
     rig.until_up(True, True)
@@ -620,13 +623,8 @@ def test_a_reload_ends_the_threads_and_keeps_what_was_counted(fleet: dict[str, R
     rig.until("nobody", lambda page: page.get(source("config", "none")) == 1)
     none = rig.until_up(False, False)
     assert not [series for series in none if "source=gpu" in series]
-    ends = time.monotonic() + 3
-    while (rig.scenario.held() != NOTHING_HELD or rig.threads() != threads - 3) and time.monotonic() < ends:
-        time.sleep(0.02)
-    assert rig.scenario.held() == NOTHING_HELD
-    assert rig.threads() == threads - 3
+    let_go(rig, threads - 3)
     kept = {name: value for name, value in counters(before).items() if "source=gpu" not in name}
-    kept = {name: value for name, value in kept.items() if "xid" not in name}  # who listens anew counts anew
     falls(kept, none)
     reload(rig, text)
     page = rig.until_up(True, True)

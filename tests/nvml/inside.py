@@ -634,11 +634,12 @@ def test_the_bindings_numbers_are_ours() -> None:
     assert {CODES[getattr(pynvml, f"NVML_ERROR_{name}")]: name for name in names} == {v: k for k, v in names.items()}
     fields = ["PERF_POLICY_POWER", "PERF_POLICY_SYNC_BOOST", "MEMORY_TEMP", "GET_GPU_RECOVERY_ACTION",
               "PCIE_COUNT_TX_BYTES", "PCIE_COUNT_RX_BYTES"]  # fmt: skip
-    if pynvml.NVML_FI_PWR_SMOOTHING_ENABLED == 251:  # for a year, up to 580.65, NVIDIA had other numbers for these
-        thermal = ("SW_THERM_SLOWDOWN", "HW_THERM_SLOWDOWN", "HW_POWER_BRAKE_SLOWDOWN")
-        fields += [f"CLOCKS_EVENT_REASON_{reason}" for reason in thermal]
+    thermal = ("SW_THERM_SLOWDOWN", "HW_THERM_SLOWDOWN", "HW_POWER_BRAKE_SLOWDOWN")
+    of_the_binding = [getattr(pynvml, f"NVML_FI_DEV_CLOCKS_EVENT_REASON_{reason}") for reason in thermal]
+    older = pynvml.NVML_FI_PWR_SMOOTHING_ENABLED != 251  # for a year, up to 580.65, NVIDIA had other numbers for these
+    assert list(nvml_fields.thermal_fields("580.65.06" if older else "580.82.07")) == of_the_binding
     assert {getattr(pynvml, f"NVML_FI_DEV_{name}") for name in fields} <= set(nvml_fields.FIELD_IDS)
-    assert len(nvml_fields.FIELD_IDS) == 9
+    assert len(nvml_fields.FIELD_IDS) == 12
     shares = ("GRAPHICS_UTIL", "SM_UTIL", "SM_OCCUPANCY", "ANY_TENSOR_UTIL", "DRAM_BW_UTIL")
     rates = ("PCIE_TX_PER_SEC", "PCIE_RX_PER_SEC", "NVLINK_TOTAL_RX_PER_SEC", "NVLINK_TOTAL_TX_PER_SEC")
     assert list(nvml_fields.GPM_SHARES) == [getattr(pynvml, f"NVML_GPM_METRIC_{name}") for name in shares]

@@ -93,10 +93,17 @@ def test_a_pcie_counter_that_falls_has_wrapped_and_nobody_knows_how_far():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "label"), [(Total.ECC, "corrected,aggregate"), (Total.XID, "48")])
-def test_errors_stand_as_the_device_counts_them(family: Total, label: str):
-    readings = [(gpu(totals={(family, label): value}),) for value in (3, 5, 0)]
-    assert [shown(metered(*readings[:beat]), family) for beat in (1, 2, 3)] == [{label: 3}, {label: 5}, {label: 0}]
+def test_memory_errors_stand_as_the_device_counts_them():
+    label = "corrected,aggregate"
+    readings = [(gpu(totals={(Total.ECC, label): value}),) for value in (3, 5, 0)]
+    assert [shown(metered(*readings[:beat]), Total.ECC) for beat in (1, 2, 3)] == [{label: 3}, {label: 5}, {label: 0}]
+
+
+def test_xids_are_counted_from_the_first_on_and_go_on_when_somebody_listens_anew():
+    readings = [(gpu(totals={(Total.XID, "79"): value}),) for value in (1, 2, 0, 1)]
+    assert [shown(metered(*readings[:beat]), Total.XID) for beat in (1, 2, 3, 4)] == [
+        {"79": 1}, {"79": 2}, {"79": 2}, {"79": 3}
+    ]  # fmt: skip
 
 
 def test_each_label_is_a_counter_of_its_own():
