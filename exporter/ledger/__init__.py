@@ -1,0 +1,14 @@
+"""The ledger: every total, kept in one SQLite file, so that a restart loses nothing.
+
+The event loop hands changes over and never waits; one thread writes all that waits in one transaction. What cannot be
+written now waits in memory, where changes add up, and is written when it can be. A commit is on the disk before it is
+told, and is never made twice.
+"""
+
+from exporter.ledger.change import BUCKET_SECONDS, Change, Sample, Saved
+from exporter.ledger.errors import LedgerError
+from exporter.ledger.file import connect_read_only
+from exporter.ledger.rows import read
+from exporter.ledger.writer import Ledger
+
+__all__ = ["BUCKET_SECONDS", "Change", "Ledger", "LedgerError", "Sample", "Saved", "connect_read_only", "read"]

@@ -1,0 +1,103 @@
+"""The rows of a ledger: read at once, written change by change, forgotten when they are old."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Final
+
+from exporter.core.money import Account, Kind
+from exporter.ledger.change import Change, Saved
+
+BUCKETS_KEPT_SECONDS: Final = 400 * 86_400
+SAMPLES_KEPT_SECONDS: Final = 25 * 3_600
+PEAKS_KEPT_SECONDS: Final = 7 * 86_400  # the series "peak:…"
+
+
+def read(connection: sqlite3.Connection, buckets_since: int) -> Saved:
+    """Read a ledger as it stands at one moment; of the buckets those that start at or after a Unix second.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+        ValueError: it holds what this version does not know.
+    """
+    with connection:
+        connection.execute("BEGIN")
+        accounts = {number: account for account, number in account_ids(connection).items()}
+        amounts = connection.execute("SELECT id, amount, rest FROM accounts").fetchall()
+        buckets = connection.execute("SELECT account, start, amount FROM buckets WHERE start >= ?", (buckets_since,))
+        samples = connection.execute("SELECT series, at, amounts FROM samples ORDER BY at, series")
+        return Saved(
+            totals={accounts[number]: amount for number, amount, _ in amounts},
+            rests={accounts[number]: Fraction(rest) for number, _, rest in amounts if rest != "0"},
+            buckets={(accounts[number], start): amount for number, start, amount in buckets},
+            states=dict(connection.execute("SELECT name, state FROM baselines")),
+            samples=tuple((series, at, tuple(json.loads(values))) for series, at, values in samples),
+            meta=dict(connection.execute("SELECT name, text FROM meta")),
+        )
+
+
+def account_ids(connection: sqlite3.Connection) -> dict[Account, int]:
+    """Return the number of each account's row."""
+    rows = connection.execute("SELECT id, kind, labels FROM accounts")
+    return {Account(Kind(kind), tuple(json.loads(labels))): number for number, kind, labels in rows}
+
+
+def open_accounts(connection: sqlite3.Connection, new: Mapping[Account, int]) -> None:
+    """Make a row for each account, with its number."""
+    connection.executemany(
+        "INSERT INTO accounts (id, kind, labels, amount, rest) VALUES (?, ?, ?, 0, '0')",
+        ((number, account.kind, json.dumps(account.labels)) for account, number in new.items()),
+    )
+
+
+def write(connection: sqlite3.Connection, change: Change, ids: Mapping[Account, int]) -> None:
+    """Write a change whose accounts have rows, inside the caller's transaction.
+
+    Raises:
+        sqlite3.Error: it cannot be written, or a total is beyond 64 bits.
+        OverflowError: an increment is.
+    """
+    connection.executemany(
+        "UPDATE accounts SET amount = amount + ? WHERE id = ?",
+        ((amount, ids[account]) for account, amount in change.totals.items() if amount),
+    )
+    connection.executemany(
+        "UPDATE accounts SET rest = ? WHERE id = ?",
+        ((str(rest), ids[account]) for account, rest in change.rests.items()),
+    )
+    connection.executemany(
+        "INSERT INTO buckets (start, account, amount) VALUES (?, ?, ?) "
+        "ON CONFLICT (start, account) DO UPDATE SET amount = amount + excluded.amount",
+        ((start, ids[account], amount) for (account, start), amount in change.buckets.items() if amount),
+    )
+    _write_values(connection, change)
+
+
+def _write_values(connection: sqlite3.Connection, change: Change) -> None:
+    gone = [(name,) for name, state in change.states.items() if state is None]
+    kept = [(name, state) for name, state in change.states.items() if state is not None]
+    samples = [(at, series, json.dumps(values)) for series, at, values in change.samples]
+    connection.executemany("DELETE FROM baselines WHERE name = ?", gone)
+    connection.executemany("INSERT OR REPLACE INTO baselines (name, state) VALUES (?, ?)", kept)
+    connection.executemany("INSERT OR REPLACE INTO samples (at, series, amounts) VALUES (?, ?, ?)", samples)
+    connection.executemany("INSERT OR REPLACE INTO meta (name, text) VALUES (?, ?)", change.meta.items())
+
+
+def forget(connection: sqlite3.Connection, now: int, *, crowded: bool) -> None:
+    """Delete what is too old at a Unix second, but of the buckets only the two oldest quarters of an hour.
+
+    Called every quarter of an hour that keeps up, holds no commit up, and a clock that is years ahead for a while
+    costs next to nothing. In a crowded ledger the oldest buckets go before their time.
+    """
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(
+            "DELETE FROM buckets WHERE start IN "
+            "(SELECT DISTINCT start FROM buckets WHERE start < ? ORDER BY start LIMIT 2)",
+            (now if crowded else now - BUCKETS_KEPT_SECONDS,),
+        )
+        connection.execute(
+            "DELETE FROM samples WHERE at < ? AND (at < ? OR series NOT GLOB 'peak:*')",
+            (now - SAMPLES_KEPT_SECONDS, now - PEAKS_KEPT_SECONDS),
+        )

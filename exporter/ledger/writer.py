@@ -1,0 +1,201 @@
+"""The one writer of a ledger: takes changes from the event loop, and writes them in a thread of its own."""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import IO, Final
+
+from exporter.clock import NANOSECONDS, Clock
+from exporter.ledger import file, rows, schema
+from exporter.ledger.change import BUCKET_SECONDS, Change, Pile, Saved
+from exporter.ledger.errors import CorruptError, LedgerError, in_words, words
+
+log = logging.getLogger(__name__)
+
+_LEAST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+
+
+class Ledger:
+    """A ledger open for writing. What has no underscore may be read from any thread."""
+
+    def __init__(self, connection: sqlite3.Connection, lock: IO[str], path: Path, clock: Clock, saved: Saved) -> None:
+        self._connection, self._lock, self._path, self._clock = connection, lock, path, clock
+        self._ids = rows.account_ids(connection)
+        self._files = {name: file.identity(name) for name in (path, file.beside(path, "-wal"))}
+        self._changed = threading.Condition()  # guards the next four
+        self._waiting: Pile | None = None
+        self._number = 1  # of the commit that will hold what waits
+        self._closing = self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._on_commit: Callable[[Change], None] = lambda _: None
+        self._failing_since: float | None = None
+        self._forgot: int | None = None  # the quarter of an hour in which what is old was last forgotten
+        self.saved = saved
+        self.set_aside: Path | None = None  # where a damaged file was moved
+        self.committed = 0  # number of the last commit
+        self.errors = 0
+        self.problem: str | None = None  # in words, while writing fails
+        self.last_commit: float | None = None  # Unix seconds
+
+    @classmethod
+    def open(cls, folder: Path, clock: Clock, *, buckets_since: int) -> "Ledger":
+        """Open the ledger of a folder; makes both when they are missing, and blocks while it reads.
+
+        `saved` holds what was found, of the buckets those that start at or after `buckets_since` (Unix seconds).
+
+        Raises:
+            LedgerError: the folder or the file cannot be used, another exporter writes there, or a newer one did.
+        """
+        path, set_aside = folder / file.NAME, None
+        with ExitStack() as held:
+            lock = held.enter_context(file.lock(folder))
+            try:
+                connection, saved = _opened(path, buckets_since)
+            except CorruptError as error:
+                set_aside = file.set_aside(path, clock)
+                log.error("%s: it is kept as %s, and the ledger begins anew", error, set_aside)
+                connection, saved = _opened(path, buckets_since)
+            held.enter_context(closing(connection))
+            ledger = cls(connection, lock, path, clock, saved)
+            held.pop_all()
+        ledger.set_aside = set_aside
+        return ledger
+
+    def start(self, on_commit: Callable[[Change], None]) -> None:
+        """Start to write. `on_commit` is called with all that a commit held, from the writer's thread."""
+        self._on_commit = on_commit
+        self._thread.start()
+
+    def submit(self, change: Change) -> int:
+        """Hand a change over without waiting; it is on the disk once `committed` has come to the number returned."""
+        with self._changed:
+            if self._waiting is None:
+                self._waiting = Pile()
+            self._waiting.add(change)
+            self._changed.notify()
+            return self._number
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Write what waits, if that can be done in time, and let go; returns whether all is written."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is None:
+            self._let_go()
+        else:
+            self._thread.join(timeout_seconds)
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify()
+            return self._waiting is None and self.committed == self._number - 1
+
+    def _run(self) -> None:
+        owed: Change | None = None  # taken from what waits, and not written yet
+        pause = 0.0
+        while (taken := self._take(owed, pause)) is not None:
+            owed, number = taken
+            if self._attempt(partial(self._write, owed)):
+                self._tell(owed, number)
+                owed, pause = None, 0.0
+                self._forget_sometimes()
+            else:
+                pause = min(max(2 * pause, _LEAST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+        self._let_go()
+
+    def _take(self, owed: Change | None, pause: float) -> tuple[Change, int] | None:
+        """Wait for something to write, or for the time to try again; returns it with its number, None at the end."""
+        with self._changed:
+            if owed is not None:  # a full disk is not tried more often than this, however much comes in
+                self._changed.wait_for(lambda: self._abandoned, _LEAST_PAUSE_SECONDS)
+            self._changed.wait_for(lambda: self._waiting is not None or self._closing, pause or None)
+            if self._abandoned or (owed is None and self._waiting is None):
+                return None
+            newer, self._waiting = self._waiting, None
+            self._number += newer is not None
+            number = self._number - 1
+        changes = [change for change in (owed, newer.change() if newer else None) if change is not None]
+        return (changes[0] if len(changes) == 1 else changes[0].merged(changes[1])), number
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        """Do something to the file. What goes wrong is counted and told, and the writer lives on: it holds money."""
+        try:
+            action()
+        except LedgerError as error:
+            self._failed(str(error))
+        except (sqlite3.Error, OSError, OverflowError) as error:
+            self._failed(f"{self._path}: {words(error)}")
+        except Exception as error:
+            log.exception("a bug while writing the ledger")
+            self._failed(f"{self._path}: internal error ({type(error).__name__})")
+        else:
+            return True
+        return False
+
+    def _failed(self, problem: str) -> None:
+        self.errors += 1
+        if self.problem != problem:
+            log.error("the ledger cannot be written, metering goes on: %s", problem)
+        self.problem = problem
+        self._failing_since = self._failing_since or self._clock.now().unix_seconds
+
+    def _tell(self, change: Change, number: int) -> None:
+        now = self._clock.now().unix_seconds
+        if self._failing_since is not None:
+            log.info("%s: written again after %.0f s", self._path, now - self._failing_since)
+        self.problem = self._failing_since = None
+        self.last_commit, self.committed = now, number
+        try:
+            self._on_commit(change)
+        except Exception:  # the change is on the disk: to try again would count it twice
+            log.exception("a bug while a commit was told")
+
+    def _let_go(self) -> None:
+        self._connection.close()
+        self._lock.close()
+
+    def _write(self, change: Change) -> None:
+        named = dict.fromkeys((*change.totals, *change.rests, *(account for account, _ in change.buckets)))
+        new = dict(zip((account for account in named if account not in self._ids), count(len(self._ids) + 1)))
+        ids = self._ids | new
+        with self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            rows.open_accounts(connection, new)
+            rows.write(connection, change, ids)
+            self._expect_same_files()
+        self._ids = ids
+
+    def _expect_same_files(self) -> None:
+        """Raise LedgerError when the files that were opened are no longer what their paths name."""
+        for path, opened in self._files.items():
+            found = file.identity(path)
+            if found != opened:
+                text = f"expected the file that was opened, found {'another' if found else 'none'}"
+                raise LedgerError(f"{path}: {text}: put it back, or restart with what is there")
+
+    def _forget_sometimes(self) -> None:
+        now = self._clock.now().wall // NANOSECONDS
+        quarter = now // BUCKET_SECONDS
+        if quarter != self._forgot:
+            self._forgot = quarter
+            self._attempt(partial(self._forget, now))
+
+    def _forget(self, now: int) -> None:
+        used = schema.pragma(self._connection, "page_count") - schema.pragma(self._connection, "freelist_count")
+        crowded = used > schema.MAX_PAGES * 9 // 10
+        if crowded:  # to end at the bound would be worse
+            log.warning("%s: near its bound of %d MiB: its oldest half hour goes", self._path, schema.MAX_BYTES >> 20)
+        rows.forget(self._connection, now, crowded=crowded)
+
+
+def _opened(path: Path, buckets_since: int) -> tuple[sqlite3.Connection, Saved]:
+    with ExitStack() as held, in_words(path):
+        connection = held.enter_context(closing(file.open_for_writing(path)))
+        saved = rows.read(connection, buckets_since)
+        held.pop_all()
+    return connection, saved
