@@ -16,16 +16,21 @@ from aiohttp import web
 from exporter import __version__
 from exporter.beat import Beat
 from exporter.books import Books
-from exporter.clock import Clock, SystemClock
+from exporter.clock import NANOSECONDS, Clock, SystemClock
 from exporter.config.load import load, warnings
-from exporter.config.model import Config, OnFatal, Role
+from exporter.config.model import BudgetApi, Config, OnFatal, Role
 from exporter.config.nodes import ConfigError
 from exporter.config.web import check_tls, load_tls, load_web
+from exporter.core import cap
+from exporter.core.periods import KEPT_QUARTERS, QUARTER
 from exporter.core.snapshot import ConfigView, Snapshot
+from exporter.ledger import Ledger, LedgerError
 from exporter.sources.http import new_session
 from exporter.sources.names import Resolver
 from exporter.watch import LostDriverError
+from exporter.web.bearer import Tokens
 from exporter.web.board import Board
+from exporter.web.budgets import BudgetDesk
 from exporter.web.server import Guard, make_app
 
 if TYPE_CHECKING:
@@ -47,6 +52,7 @@ class Options:
     listen: tuple[tuple[str | None, int], ...]
     web_config_file: Path | None
     on_fatal: OnFatal
+    storage: Path | None = None
 
 
 class UnusableError(Exception):
@@ -68,6 +74,8 @@ class App:
         self._tls: ssl.SSLContext | None = None
         self._client_ca: bytes | None = None  # None: no TLS
         self._web_files: tuple[Path, ...] = ()
+        self._tokens = Tokens()
+        self._token_files: tuple[Path, ...] = ()
         self._web_ready = asyncio.Event()
         self._config: Config | None = None
         self._view = ConfigView(successful=False, last_success=None)
@@ -75,6 +83,8 @@ class App:
         self._reload_wanted = asyncio.Event()
         self._seen = self._signature()
         self._beat: Beat | None = None
+        self._ledger: Ledger | None = None
+        self._books = Books()
         self._board = Board(self._clock, self._empty_snapshot(), own_page)
 
     async def run(self) -> None:
@@ -89,12 +99,13 @@ class App:
             loop.add_signal_handler(name, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         loop.add_signal_handler(signal.SIGUSR1, self._release_gpus)
-        problems = self._load_all()
+        problems = self._load_all() + await self._open_ledger()
         if problems and self._options.on_fatal is OnFatal.EXIT:
             raise UnusableError(problems, exit_code=2)
         self._tell(problems)
-        app = make_app(self._board, self._guard, self.reload)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GOODBYE_SECONDS)
+        desk = BudgetDesk(self._board, self._books, self._clock, self._tokens)
+        app = make_app(self._board, self._guard, desk, self.reload)
+        runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=_GOODBYE_SECONDS)
         await runner.setup()
         try:
             await self._until(stop, runner)
@@ -103,9 +114,29 @@ class App:
             raise UnusableError(lines, exit_code=1) from None
         finally:
             await runner.cleanup()
+            await self._close_ledger()
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
                 signal.signal(name, signal.SIG_IGN)  # told twice, it ends no worse than told once
+
+    async def _open_ledger(self) -> list[str]:
+        """Open the ledger before anything is served or booked; returns why it cannot be used."""
+        folder = self._options.storage
+        if folder is None:
+            return []
+        since = self._clock.now().wall // NANOSECONDS - KEPT_QUARTERS * QUARTER
+        try:
+            self._ledger = await asyncio.to_thread(Ledger.open, folder, self._clock, buckets_since=since)
+        except LedgerError as error:
+            self._view = replace(self._view, warnings=(*self._view.warnings, f"nothing is stored: {error}"))
+            return [str(error)]
+        self._books = Books(self._ledger)
+        self._books.start()
+        return []
+
+    async def _close_ledger(self) -> None:
+        if self._ledger is not None and not await asyncio.to_thread(self._ledger.close, _GOODBYE_SECONDS):
+            log.error("the ledger could not be written whole: %s", self._ledger.problem or "it took too long")
 
     def _release_gpus(self) -> None:
         released = self._beat.gpus.release() if self._beat else None
@@ -155,15 +186,25 @@ class App:
         """Load the config; returns its problems, and leaves the last good one in force."""
         try:
             config = self._options.config or load(self._options.config_file or Path())
+            self._take_tokens(config.budget_api)
         except ConfigError as error:
             return error.lines
-        now = self._clock.now().unix_seconds
-        self._view = ConfigView(successful=True, last_success=now, warnings=tuple(warnings(config)))
+        now = self._clock.now()
+        found = (*warnings(config), *cap.warnings(config, now.wall))
+        self._view = ConfigView(successful=True, last_success=now.unix_seconds, warnings=found)
         self._config = config
         if self._beat is not None:
             self._beat.plan(config)
         self._configured.set()
         return []
+
+    def _take_tokens(self, config: BudgetApi) -> None:
+        """Read the tokens of the budgets' routes, and watch their files; raises ConfigError."""
+        files = tuple(Path(name) for name in config.files())
+        if files != self._token_files:
+            self._token_files = files
+            self._seen = self._signature()
+        self._tokens.adopt(config)
 
     def _load_web(self) -> list[str]:
         """Load the web config; while there has been no good one, nothing but the probes is open."""
@@ -227,7 +268,7 @@ class App:
             await self._configured.wait()
         self._board.expects_beats = True
         async with new_session() as session:
-            self._beat = Beat(self._config, self._clock, Books(), session, self._board.publish)
+            self._beat = Beat(self._config, self._clock, self._books, session, self._board.publish)
             self._beat.config_view = self._view
             try:
                 await self._beat.run()
@@ -253,8 +294,8 @@ class App:
 
     def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
         web_file = self._options.web_config_file
-        files = [path for path in (self._options.config_file, web_file, *self._web_files) if path is not None]
-        return tuple(_stat(path) for path in files)
+        files = [self._options.config_file, web_file, *self._web_files, *self._token_files]
+        return tuple(_stat(path) for path in files if path is not None)
 
     def _empty_snapshot(self) -> Snapshot:
         role = self._config.role if self._config else Role.LONE

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
 from typing import Final
 
 import aiohttp
@@ -11,13 +12,17 @@ from exporter import __version__
 from exporter.books import Books
 from exporter.clock import NANOSECONDS, Clock, Instant
 from exporter.config.model import Config, Engine
+from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
 from exporter.core.meter import EngineMeter, Terms, spend_account
 from exporter.core.money import Account, Category, Entry, Kind
+from exporter.core.periods import KEPT_QUARTERS, QUARTER, cuts
 from exporter.core.prices import Interval
 from exporter.core.readings import EngineReading
+from exporter.core.scaling import min_replicas
 from exporter.core.snapshot import MISSED_BEATS, ConfigView, Snapshot, SourceView
-from exporter.core.standing import charges, standing_costs
+from exporter.core.standing import by_category, charges, standing_costs
 from exporter.core.view import EngineFacts, engine_view
+from exporter.resume import Resume
 from exporter.sources.engine import EngineSource
 from exporter.sources.watched import Watched
 from exporter.watch import UNNAMED_GPU, GpuWatch, Machine, NetworkWatch
@@ -25,6 +30,8 @@ from exporter.watch import UNNAMED_GPU, GpuWatch, Machine, NetworkWatch
 log = logging.getLogger(__name__)
 
 _STEP_NS: Final = NANOSECONDS
+_SHARE_FOR_A_COMMIT: Final = 0.1  # of a beat: a page shows what is on the disk, but does not wait for a slow one
+_LONGEST_FOR_A_COMMIT_SECONDS: Final = 0.05
 
 
 class Beat:
@@ -42,7 +49,7 @@ class Beat:
         self.config_view = ConfigView(successful=True, last_success=clock.now().unix_seconds)
         self.last: Instant | None = None
         self._clock, self._books, self._session, self._publish = clock, books, session, publish
-        self._accounting_start = clock.now()
+        self._resume = Resume(books, clock.now())
         self._sources: dict[str, Watched[EngineReading]] = {}
         self._meters: dict[str, EngineMeter] = {}
         self._terms: dict[str, Terms] = {}
@@ -51,6 +58,7 @@ class Beat:
         self.gpus = GpuWatch(config, session, clock, machine.environ)
         self._network = NetworkWatch(clock, machine.interfaces)
         self._adopt(config)
+        self._resume.budgets()
 
     def plan(self, config: Config) -> None:
         """Put another config in force at the next beat, which still charges the time before it by the old one."""
@@ -71,6 +79,7 @@ class Beat:
         self.config = config
         self.gpus.adopt(config)
         self._network.adopt(config.prices.network)
+        self._books.hold(config.budgets)
         self._standing = standing_costs(config)
         self._terms = {engine.name: self.gpus.priced(terms_of(config, engine), None) for engine in config.engines}
         for engine in config.engines:
@@ -81,6 +90,7 @@ class Beat:
                 self._sources[engine.name] = Watched(reads)
             if engine.name not in self._meters:
                 self._meters[engine.name] = EngineMeter(self._terms[engine.name], self._clock.now().unix_seconds)
+                self._resume.engine(self._meters[engine.name], self._terms[engine.name])
             self._meters[engine.name].adopt(self._terms[engine.name])
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -100,8 +110,9 @@ class Beat:
         reads = (self._sources[name].read(self._clock) for name in names)
         outcomes, _, _ = await asyncio.gather(asyncio.gather(*reads), self.gpus.read(), self._network.read())
         for name, (outcome, at) in zip(names, outcomes, strict=True):
-            terms = self._terms[name] = self.gpus.priced(self._terms[name], interval)
-            entries = self._meters[name].beat(terms, interval, outcome, at.unix_seconds)
+            unbooked = interval if self.last or self._resume.charged(name) else None
+            terms = self._terms[name] = self.gpus.priced(self._terms[name], unbooked)
+            entries = self._meters[name].beat(terms, unbooked, outcome, at.unix_seconds)
             await self._books.post(entries)
         if interval is not None:
             await self._books.post(charges(self._standing, interval, standing_accounts))
@@ -115,12 +126,16 @@ class Beat:
             await self._books.post(self._meters[name].opened(self._terms[name]))
             self._meters[name].remember(now.monotonic)
             self._books.windows(name).record(now.monotonic, self._books.engine_totals(name))
+        for meter in self._books.budgets.values():
+            meter.record(now)
+        self._resume.leave(now, self._meters, self._terms)
+        await self._books.settled(min(self.config.interval * _SHARE_FOR_A_COMMIT, _LONGEST_FOR_A_COMMIT_SECONDS))
         self.last = now
         self._publish(self._snapshot(now))
 
     def _interval(self, now: Instant) -> Interval | None:
         if self.last is None:
-            return None
+            return self._resume.standing(now)
         duration = now.monotonic - self.last.monotonic
         stepped = abs((now.wall - self.last.wall) - duration) > _STEP_NS
         if stepped:
@@ -131,8 +146,12 @@ class Beat:
         """Leave out a gap that is too long to be booked, but count it."""
         if interval is None or interval.duration_ns <= self.config.max_gap * NANOSECONDS:
             return interval
+        for meter in self._books.budgets.values():
+            meter.forget_windows()
+        for name in self._terms:
+            self._books.windows(name).forget()
         log.warning("not charged: a gap of %.0f s, longer than max_gap", interval.duration_ns / NANOSECONDS)
-        await self._books.post([Entry(Account(Kind.UNOBSERVED, ()), interval.duration_ns, interval.start)])
+        await self._books.post(_unobserved(interval))
         self._network.rebaseline()
         return None
 
@@ -157,13 +176,37 @@ class Beat:
             version=__version__,
             role=self.config.role,
             interval_seconds=self.config.interval,
-            accounting_start=self._accounting_start.unix_seconds,
+            accounting_start=self._resume.accounting_start / NANOSECONDS,
             hub_url=self.config.hub_url,
             config=self.config_view,
             engines=tuple(engine_view(self.config, self._standing, self._facts(name), now) for name in self._terms),
             gpus=self.gpus.view(now),
             sources=tuple(self._source_views()),
             totals=self._books.totals(),
+            budgets=self._budgets(now),
+            ledger=self._books.ledger(),
+        )
+
+    def _budgets(self, now: Instant) -> tuple[BudgetView, ...]:
+        if not self._books.budgets:
+            return ()
+        facts = BudgetFacts(
+            accounting_start=self._resume.accounting_start,
+            unobserved=self._books.quarters(Kind.UNOBSERVED),
+            engines=[self._cost(name, now) for name in self._terms],
+        )
+        return tuple(meter.view(now, facts) for meter in self._books.budgets.values())
+
+    def _cost(self, name: str, now: Instant) -> EngineCost:
+        terms = self._terms[name]
+        return EngineCost(
+            name=name,
+            model=self._meters[name].model,
+            tier=terms.engine.tier or "",
+            compute=terms.nano_usd_per_hour(now.wall),
+            standing=by_category(self._standing, name, now.wall),
+            min_replicas=min_replicas(terms.engine),
+            unpriced=self._books.quarters(Kind.UNPRICED_GPU, name),
         )
 
     def _source_views(self) -> Iterator[SourceView]:
@@ -181,6 +224,13 @@ class Beat:
             totals=self._books.engine_totals(name),
             gpu_utilization=self.gpus.utilization(name),
         )
+
+
+def _unobserved(interval: Interval) -> Iterator[Entry]:
+    """Yield a gap by quarter-hours, as far back as these are told apart: each period knows its own part of it."""
+    told_apart = max(interval.start, interval.end - KEPT_QUARTERS * QUARTER * NANOSECONDS)
+    for start, end in pairwise((interval.start, *cuts(told_apart, interval.end), interval.end)):
+        yield Entry(Account(Kind.UNOBSERVED, ()), end - start, start)
 
 
 def terms_of(config: Config, engine: Engine) -> Terms:

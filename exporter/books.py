@@ -1,30 +1,61 @@
 """The books: the one owner of every total and every window over it.
 
 Whatever moves money or counts posts entries here. A post is applied whole, between two awaits of the event loop, so
-no lock is needed. The totals live in memory; a commit to disk belongs at the head of `post`, before anything is
-applied.
+no lock is needed. With a ledger behind them, what is posted waits for `flush`, which hands everything since the last
+one over as one change; what the page shows is what the ledger has committed, so that no restart can make it fall,
+while windows and budgets go by what is posted.
 """
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Final
 
-from exporter.core.money import Account, Entry, Kind
+import msgspec
+
+from exporter.config.model import Budget
+from exporter.core.budgets import BudgetMeter
+from exporter.core.cap import Override
+from exporter.core.money import NANO, Account, Entry, Kind
+from exporter.core.periods import QUARTER, Quarters, merged
+from exporter.core.snapshot import LedgerView
 from exporter.core.windows import EngineTotals, EngineWindows
+from exporter.ledger import Change, Ledger, Sample, Saved
 
-_ENGINE_FIRST = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
-
+_ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
+_BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNOBSERVED)  # what budgets look at
+_OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger keeps about it
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
 
 
 class Books:
-    """Totals by account, and each engine's windows."""
+    """Totals by account, each engine's windows, and the budgets."""
 
-    def __init__(self) -> None:
-        self._totals: dict[Kind, dict[tuple[str, ...], int]] = {kind: {} for kind in Kind}
-        self._rests: dict[Account, Fraction] = {}  # less than one unit, waiting in its account
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        """Go on from what a ledger holds. Without one all is kept in memory."""
+        saved = ledger.saved if ledger else Saved()
+        self._ledger = ledger
+        self._commit_seen = asyncio.Event()
+        self.states, self.samples, self.meta = (
+            saved.states,
+            saved.samples,
+            saved.meta,
+        )  # as they were when it was opened
+        self._posted: dict[Account, int] = dict(saved.totals)
+        self._rests: dict[Account, Fraction] = dict(saved.rests)  # less than one unit, waiting in its account
+        self._shown: dict[Kind, dict[tuple[str, ...], int]] = {kind: {} for kind in Kind}
         self._by_engine: dict[tuple[Kind, str], int] = {}
+        for account, amount in saved.totals.items():
+            self._shown[account.kind][account.labels] = amount
+            self._add_to_engine(account, amount)
+        self._quarters = _quarters(saved)
         self._windows: dict[str, EngineWindows] = {}
+        self._totals_waiting: dict[Account, int] = {}
+        self._buckets_waiting: dict[tuple[Account, int], int] = {}
+        self._uncommitted_spend = 0
+        self.budgets: dict[str, BudgetMeter] = {}
+        self.overrides = _overrides(saved.meta)  # the latest of each budget, whether it still counts or not
 
     async def post(self, entries: Iterable[Entry]) -> None:
         """Book entries, all or none.
@@ -35,23 +66,107 @@ class Books:
         entries = list(entries)
         if any(entry.amount < 0 for entry in entries):
             raise ValueError("expected amounts of 0 or more")
-        for account, amount, _ in entries:
-            self._apply(account, amount)
+        for account, amount, at in entries:
+            self._apply(account, amount, at)
 
-    def _apply(self, account: Account, amount: Fraction | int) -> None:
+    def _apply(self, account: Account, amount: Fraction | int, at: int) -> None:
+        if not amount and account in self._posted:
+            return
         owed = amount + self._rests.get(account, 0)
         whole = int(owed)
         self._rests[account] = Fraction(owed - whole).limit_denominator(_FINEST)
-        totals = self._totals[account.kind]
-        totals[account.labels] = totals.get(account.labels, 0) + whole
+        self._posted[account] = self._posted.get(account, 0) + whole
+        self._add_to_engine(account, whole)
+        if account.kind in _BY_QUARTER:
+            self._quarters.setdefault(account, Quarters()).add(whole, at)
+        for meter in self.budgets.values():
+            meter.book(account, whole, at)
+        if self._ledger is None:
+            self._show(account, whole)
+        else:
+            self._wait(account, whole, at)
+
+    def _wait(self, account: Account, amount: int, at: int) -> None:
+        self._totals_waiting[account] = self._totals_waiting.get(account, 0) + amount
+        if amount:
+            bucket = account, at // NANO // QUARTER * QUARTER
+            self._buckets_waiting[bucket] = self._buckets_waiting.get(bucket, 0) + amount
+        self._uncommitted_spend += amount if account.kind is Kind.SPEND else 0
+
+    def _show(self, account: Account, amount: int) -> None:
+        shown = self._shown[account.kind]
+        shown[account.labels] = shown.get(account.labels, 0) + amount
+
+    def _add_to_engine(self, account: Account, amount: int) -> None:
         engine = _engine_of(account)
         if engine is not None:
             key = (account.kind, engine)
-            self._by_engine[key] = self._by_engine.get(key, 0) + whole
+            self._by_engine[key] = self._by_engine.get(key, 0) + amount
+
+    def flush(self, states: Mapping[str, bytes | None], samples: Sequence[Sample], meta: Mapping[str, str]) -> None:
+        """Hand all that was posted since the last time to the ledger, together with what must agree with it."""
+        if self._ledger is None:
+            return
+        totals, self._totals_waiting = self._totals_waiting, {}
+        buckets, self._buckets_waiting = self._buckets_waiting, {}
+        rests = {account: self._rests[account] for account in totals}
+        change = Change(totals=totals, rests=rests, buckets=buckets, states=states, samples=samples, meta=meta)
+        self._commit_seen.clear()
+        self._ledger.submit(change)
+
+    def start(self) -> None:
+        """Begin to write, where there is a ledger."""
+        if self._ledger is not None:
+            loop = asyncio.get_running_loop()
+            self._ledger.start(lambda change: _call_soon(loop, self._committed, change))
+
+    async def settled(self, seconds: float) -> None:
+        """Wait until what was flushed is on the disk, but no longer than this."""
+        if self._ledger is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._commit_seen.wait()
+
+    async def override(self, override: Override, patience_seconds: float) -> bool:
+        """Put an override in force once it is on the disk; says whether that was so before patience ended.
+
+        One that nobody waits for any more still comes in force when it can be written, if no newer one came instead.
+        """
+        meta = {_OVERRIDE + override.budget: msgspec.json.encode(override).decode()}
+        if self._ledger is None:
+            self.overrides |= _overrides(meta)
+            return True
+        self._ledger.submit(Change(meta=meta))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_seconds):
+                while self.overrides.get(override.budget) != override:
+                    self._commit_seen.clear()
+                    await self._commit_seen.wait()
+        return self.overrides.get(override.budget) == override
+
+    def _committed(self, change: Change) -> None:
+        self._commit_seen.set()
+        self.overrides |= _overrides(change.meta)
+        for account, amount in change.totals.items():
+            self._show(account, amount)
+            self._uncommitted_spend -= amount if account.kind is Kind.SPEND else 0
+
+    def ledger(self) -> LedgerView | None:
+        """Say how writing goes, None without a ledger."""
+        ledger = self._ledger
+        if ledger is None:
+            return None
+        return LedgerView(
+            uncommitted=self._uncommitted_spend,
+            errors=ledger.errors,
+            last_commit=ledger.last_commit,
+            problem=ledger.problem,
+            set_aside=str(ledger.set_aside) if ledger.set_aside else None,
+        )
 
     def totals(self) -> Mapping[Kind, Mapping[tuple[str, ...], int]]:
-        """Return a copy of all totals, in each account's unit."""
-        return {kind: dict(totals) for kind, totals in self._totals.items()}
+        """Return a copy of all totals that may be shown, in each account's unit."""
+        return {kind: dict(totals) for kind, totals in self._shown.items()}
 
     def engine_totals(self, engine: str) -> EngineTotals:
         """Return what one engine has cost and done."""
@@ -65,6 +180,59 @@ class Books:
     def windows(self, engine: str) -> EngineWindows:
         """Return the windows of one engine, empty ones for an engine not seen before."""
         return self._windows.setdefault(engine, EngineWindows())
+
+    def hold(self, budgets: Iterable[Budget]) -> None:
+        """Hold these budgets from now on; one that holds the same accounts as before goes on."""
+        held = {}
+        for budget in budgets:
+            before = self.budgets.get(budget.name)
+            if before and before.budget.match == budget.match:
+                before.adopt(budget)
+                held[budget.name] = before
+            else:
+                held[budget.name] = self._meter(budget)
+        self.budgets = held
+
+    def _meter(self, budget: Budget) -> BudgetMeter:
+        meter = BudgetMeter(budget)
+        spent = merged(quarters for account, quarters in self._quarters.items() if meter.matches(account))
+        amounts, before = spent.told_apart()
+        return BudgetMeter(budget, buckets=amounts, spent_before=before)
+
+    def quarters(self, kind: Kind, engine: str | None = None) -> Quarters:
+        """Return what was booked of a kind by quarter-hour, of one engine or of all."""
+        found = [
+            quarters
+            for account, quarters in self._quarters.items()
+            if account.kind is kind and engine in (None, _engine_of(account))
+        ]
+        return found[0] if len(found) == 1 else merged(found)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[Change], None], change: Change) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it whoever wants to know
+        loop.call_soon_threadsafe(call, change)
+
+
+def _overrides(meta: Mapping[str, str]) -> dict[str, Override]:
+    found = {}
+    for key, text in meta.items():
+        if key.startswith(_OVERRIDE):
+            with suppress(msgspec.DecodeError):  # of another version: it does not count
+                found[key.removeprefix(_OVERRIDE)] = msgspec.json.decode(text, type=Override)
+    return found
+
+
+def _quarters(saved: Saved) -> dict[Account, Quarters]:
+    amounts: dict[Account, dict[int, int]] = {}
+    for (account, start), amount in saved.buckets.items():
+        if account.kind in _BY_QUARTER:
+            amounts.setdefault(account, {})[start] = amount
+    return {
+        account: Quarters(amounts.get(account), total - sum(amounts.get(account, {}).values()))
+        for account, total in saved.totals.items()
+        if account.kind in _BY_QUARTER
+    }
 
 
 def _engine_of(account: Account) -> str | None:

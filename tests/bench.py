@@ -64,10 +64,10 @@ class Bench:
             self.at += seconds
             interval = Interval(round(self.at * NANO), round(seconds * NANO), stepped)
         self.first = False
-        for account, amount, _ in self.meter.beat(self.terms, interval, outcome, self.at):
-            self.books._apply(account, amount)
-        for account, amount, _ in self.meter.opened(self.terms):
-            self.books._apply(account, amount)
+        for account, amount, at in self.meter.beat(self.terms, interval, outcome, self.at):
+            self.books._apply(account, amount, at)
+        for account, amount, at in self.meter.opened(self.terms):
+            self.books._apply(account, amount, at)
 
     def seconds(self, price: str = "0.80") -> Mapping[str, float]:
         per_second = Fraction(price) * NANO / 3600

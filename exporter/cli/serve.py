@@ -32,7 +32,7 @@ from exporter.logs import set_up
     "--storage.path",
     "storage_path",
     type=click.Path(path_type=Path),
-    help="Reserved: counters are kept in memory in this version.",
+    help="The folder of the ledger; without it all counters are kept in memory.",
 )
 @click.option(
     "--on-fatal",
@@ -62,9 +62,8 @@ def serve(  # noqa: PLR0913 - the flags of the command
         listen=listen,
         web_config_file=web_config_file,
         on_fatal=OnFatal(on_fatal),
+        storage=storage_path,
     )
-    if storage_path is not None:
-        click.echo("--storage.path has no effect in this version: counters are kept in memory", err=True)
     try:
         asyncio.run(_run(options))
     except UnusableError as error:

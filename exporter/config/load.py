@@ -181,7 +181,10 @@ def _budgets(budgets: tuple[Budget, ...]) -> Iterator[tuple[str, str]]:
 def warnings(config: Config) -> list[str]:
     """Say what is accepted but has no effect, so that nobody relies on it."""
     findings = {
-        "budgets": (bool(config.budgets), "budgets are not held yet: nothing is warned or denied"),
+        "budgets": (
+            any(budget.match.feature or budget.match.team for budget in config.budgets),
+            "a budget of a feature or a team is unknown: usage events are not read yet",
+        ),
         "features": (bool(config.features.known or config.features.value_ratio), "usage events are not read yet"),
         "cascades": (bool(config.cascades), "cascades are not counted yet"),
         "prices.api": (bool(config.prices.api.models or config.prices.api.compare_with), "API prices are not used yet"),

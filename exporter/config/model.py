@@ -204,6 +204,20 @@ class Budget(Section, frozen=True, kw_only=True):
     match: Match = Match()
 
 
+class BudgetApi(Section, frozen=True, kw_only=True):
+    """Who may ask about budgets, and who may override one: whoever bears the token in a file.
+
+    Without `token_file` everybody may ask; without `override_token_file` only this machine may override.
+    """
+
+    token_file: Path | None = None
+    override_token_file: Path | None = None
+
+    def files(self) -> tuple[str, ...]:
+        """Name the files that it rests on."""
+        return tuple(file for file in (self.token_file, self.override_token_file) if file is not None)
+
+
 class Features(Section, frozen=True, kw_only=True):
     """Features that applications name in their usage events."""
 
@@ -289,6 +303,7 @@ class Config(Section, frozen=True, kw_only=True):
     gpu: Gpu = Gpu()
     prices: Prices = Prices()
     budgets: tuple[Budget, ...] = ()
+    budget_api: BudgetApi = BudgetApi()
     features: Features = Features()
     cascades: tuple[Cascade, ...] = ()
     scaling: Scaling = Scaling()

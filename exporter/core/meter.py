@@ -6,12 +6,15 @@ interval with a failed read stays pending until then, at most three beats.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final
 
+import msgspec
+
 from exporter.config.model import Engine
-from exporter.core.counters import Baselines, Movement, added
+from exporter.core.counters import Baselines, Known, Movement, added
 from exporter.core.money import NANO, Account, Category, Entry, Kind, cost
-from exporter.core.prices import HourlyPrice, Interval, pieces
+from exporter.core.prices import HourlyPrice, Interval, in_force, pieces
 from exporter.core.readings import Buckets, Counted, EngineReading, Failure
 from exporter.core.windows import MINUTE, History, quantile
 
@@ -42,6 +45,13 @@ class Terms:
     gpu_price_now: HourlyPrice | None = None  # None: as in force
     away_ns: int  # an interval longer than this means that we, not the engine, were away
 
+    def nano_usd_per_hour(self, now: int) -> Fraction | None:
+        """What the engine's GPUs cost an hour at Unix nanosecond `now`; None without a price."""
+        gpus, price = self.engine.gpus_charged, self.gpu_price_now or in_force(self.gpu_prices, now)
+        if not gpus:
+            return Fraction(0)
+        return None if price.nano_usd_per_hour is None else gpus * price.nano_usd_per_hour
+
     @property
     def model(self) -> str:
         """The model's name as far as the config knows it."""
@@ -59,6 +69,21 @@ class ColdStart:
     def seconds(self) -> float | None:
         """How long users would have waited."""
         return None if self.began is None else max(self.answered - self.began, 0.0)
+
+
+class MeterState(msgspec.Struct):
+    """What a restart of ours must not forget of one engine."""
+
+    url: str
+    pending: list[Interval]
+    known: Known
+    model: str
+    answered: bool
+    ran: bool
+    was_absent: bool
+    counts: list[Counted]
+    given_up: int
+    cold_start: ColdStart | None
 
 
 class EngineMeter:
@@ -79,6 +104,33 @@ class EngineMeter:
         self._pending: list[Interval] = []
         self._ttft_history: History[dict[str, Buckets]] = History(fine=6 * MINUTE, keep=6 * MINUTE)
         self._given_up = 0  # the most replies that no finished request explained, in this life of the engine
+
+    def state(self, terms: Terms) -> bytes:
+        """Return what must outlive us."""
+        return msgspec.msgpack.encode(
+            MeterState(
+                url=terms.engine.url,
+                pending=self._pending,
+                known=self._baselines.known,
+                model=self.model,
+                answered=self.answered,
+                ran=self._ran,
+                was_absent=self._was_absent,
+                counts=sorted(self._counts),
+                given_up=self._given_up,
+                cold_start=self.last_cold_start,
+            )
+        )
+
+    def restore(self, state: MeterState, terms: Terms) -> None:
+        """Go on where an earlier process stopped; at another address it is another engine, which owes the same time."""
+        self._pending = state.pending
+        if state.url != terms.engine.url:
+            return
+        self._baselines.known = state.known
+        self.model, self.answered, self.is_loading = state.model, state.answered, not state.answered
+        self._ran, self._was_absent, self._counts = state.ran, state.was_absent, frozenset(state.counts)
+        self._given_up, self.last_cold_start = state.given_up, state.cold_start
 
     def beat(self, terms: Terms, interval: Interval | None, outcome: EngineReading | Failure, at: float) -> list[Entry]:
         """Return what one beat books.
@@ -160,8 +212,8 @@ class EngineMeter:
                 entries += self._compute(terms, category, part)
         self.model = _model_of(reading, terms)
         self._counts = frozenset(series.counted for series in reading.counters)
-        entries += self._counted(terms, movement)
-        entries += self._hung_up(terms, reading, movement)
+        entries += self._counted(terms, movement, round(at * NANO))
+        entries += self._hung_up(terms, reading, movement, round(at * NANO))
         entries += self._cold_start(terms, reading, movement, at)
         self.reading, self.answered, self.is_loading = reading, True, False
         self._ran = _running(reading)
@@ -198,19 +250,19 @@ class EngineMeter:
                 account = spend_account(category, terms.engine, self.model)
                 yield Entry(account, cost(piece.duration_ns, price * gpus), piece.start)
 
-    def _counted(self, terms: Terms, movement: Movement) -> Iterator[Entry]:
+    def _counted(self, terms: Terms, movement: Movement, at: int) -> Iterator[Entry]:
         name, tier = terms.engine.name, terms.engine.tier or ""
         for series, moved in movement.counters.items():
             model = series.model or self.model
             if series.counted in _TOKENS:
-                yield Entry(Account(_TOKENS[series.counted], (name, model, tier)), moved, 0)
+                yield Entry(Account(_TOKENS[series.counted], (name, model, tier)), moved, at)
             elif series.counted is Counted.REQUESTS:
-                yield Entry(Account(Kind.REQUESTS, (name, model, series.outcome)), moved, 0)
+                yield Entry(Account(Kind.REQUESTS, (name, model, series.outcome)), moved, at)
         for histogram, buckets in movement.ttft.items():
             model = histogram.model or self.model
             self.ttft[model] = added(self.ttft.get(model), buckets)
 
-    def _hung_up(self, terms: Terms, reading: EngineReading, movement: Movement) -> Iterator[Entry]:
+    def _hung_up(self, terms: Terms, reading: EngineReading, movement: Movement, at: int) -> Iterator[Entry]:
         """Count requests whose client hung up: replies that the HTTP layer counted and no finished request explains.
 
         A request is finished before its reply is counted, so only a new high of the difference is a hang-up. Asking
@@ -226,7 +278,7 @@ class EngineMeter:
             self._given_up = max(unexplained, 0)
         if unexplained > self._given_up:
             account = Account(Kind.REQUESTS, (terms.engine.name, self.model, ABANDONED))
-            yield Entry(account, unexplained - self._given_up, 0)
+            yield Entry(account, unexplained - self._given_up, at)
             self._given_up = unexplained
 
     def _cold_start(self, terms: Terms, reading: EngineReading, movement: Movement, at: float) -> Iterator[Entry]:
@@ -236,7 +288,7 @@ class EngineMeter:
         began = not self.answered and movement.started is not None
         if movement.restarted or began or came_up:
             self.last_cold_start = ColdStart(began=movement.started or reading.start_time, answered=at)
-            yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 1, 0)
+            yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 1, round(at * NANO))
 
 
 def spend_account(category: Category, engine: Engine, model: str) -> Account:

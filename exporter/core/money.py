@@ -25,6 +25,7 @@ class Kind(StrEnum):
     REQUESTS = "requests"
     COLD_STARTS = "cold_starts"
     SENT_BYTES = "sent_bytes"
+    BUDGET_DENIED = "budget_denied"  # checks
 
 
 LABELS: Final = {
@@ -37,6 +38,7 @@ LABELS: Final = {
     Kind.REQUESTS: ("engine", "model", "outcome"),
     Kind.COLD_STARTS: ("engine",),
     Kind.SENT_BYTES: (),
+    Kind.BUDGET_DENIED: ("budget", "mode"),
 }
 
 

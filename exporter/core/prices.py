@@ -9,6 +9,7 @@ from typing import Final
 
 from exporter.config.prices import DatedPrice, GpuPrice, OwnedPrice, StoragePrice
 from exporter.core.money import NANO, nano_usd
+from exporter.core.periods import cuts
 
 _HOURS_A_YEAR: Final = 8760  # 365 days, as durations have it
 _JOULES_A_KWH: Final = 3_600_000
@@ -107,15 +108,15 @@ def in_force(timeline: tuple[HourlyPrice, ...], at: int) -> HourlyPrice:
 
 
 def pieces(timeline: tuple[HourlyPrice, ...], interval: Interval) -> Iterator[Piece]:
-    """Cut an interval where the price changes; the pieces' durations sum to the interval's."""
+    """Cut an interval where the price changes and where a quarter-hour begins; the durations sum to the interval's."""
     if interval.duration_ns == 0:
         return
     if interval.stepped:  # its last nanosecond, since a price that begins at its end holds for the next one
         yield Piece(interval.end, interval.duration_ns, in_force(timeline, interval.end - 1))
         return
     start = interval.start
-    cuts = [price.start for price in timeline if start < price.start < interval.end]
-    for end in (*cuts, interval.end):
+    changes = (price.start for price in timeline if start < price.start < interval.end)
+    for end in (*sorted({*changes, *cuts(start, interval.end)}), interval.end):
         yield Piece(start, end - start, in_force(timeline, start))
         start = end
 

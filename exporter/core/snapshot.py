@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from exporter.core.budgets import BudgetView
 from exporter.core.gpu_readings import Driver
 from exporter.core.gpus import GpuView
 from exporter.core.money import Kind
@@ -91,6 +92,20 @@ class GpusView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerView:
+    """How writing to the ledger goes: nano-dollars that wait, failed attempts, the last commit in Unix seconds.
+
+    `problem` says in words why writing fails now; `set_aside` is where a damaged ledger was moved.
+    """
+
+    uncommitted: int
+    errors: int
+    last_commit: float | None
+    problem: str | None
+    set_aside: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything after one beat.
 
@@ -107,4 +122,6 @@ class Snapshot:
     engines: tuple[EngineView, ...] = ()
     gpus: GpusView = GpusView()
     sources: tuple[SourceView, ...] = ()
+    budgets: tuple[BudgetView, ...] = ()
+    ledger: LedgerView | None = None
     totals: Mapping[Kind, Mapping[tuple[str, ...], int]] = field(default_factory=dict)

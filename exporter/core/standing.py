@@ -49,6 +49,15 @@ def charges(
                 yield Entry(accounts[item.category, engine], amount, piece.start)
 
 
+def by_category(costs: tuple[StandingCost, ...], engine: str, at: int) -> dict[Category, Fraction]:
+    """Return what an engine's part of each category costs an hour at an instant (Unix nanoseconds)."""
+    categories = {item.category for item in costs}
+    return {
+        category: nano_usd_per_hour(tuple(item for item in costs if item.category is category), engine, at)
+        for category in categories
+    }
+
+
 def nano_usd_per_hour(costs: tuple[StandingCost, ...], engine: str, at: int) -> Fraction:
     """Return what an engine's part costs an hour at an instant (Unix nanoseconds)."""
     moment = Interval(at, 0)

@@ -1,7 +1,7 @@
 """Totals as they stood some time ago, and what moved since: the ground of every rate, ratio and percentile."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from exporter.core.money import NANO
@@ -74,7 +74,7 @@ class EngineWindows:
     """The windows of one engine over money and tokens, and its best five minutes of the last seven days."""
 
     def __init__(self) -> None:
-        self._history: History[EngineTotals] = History(fine=6 * MINUTE, keep=25 * HOUR)
+        self._history = _no_history()
         self._peaks: dict[int, float] = {}  # by five minutes: the best rate seen in them
 
     def record(self, at: int, totals: EngineTotals) -> None:
@@ -89,6 +89,22 @@ class EngineWindows:
                 self._peaks = {at_slot: peak for at_slot, peak in self._peaks.items() if at_slot > oldest}
             self._peaks[slot] = max(rate, self._peaks.get(slot, 0.0))
 
+    def restore(self, totals: Iterable[tuple[int, EngineTotals]], peaks: Iterable[tuple[int, float]]) -> None:
+        """Bring back what was recorded before a restart of ours, by monotonic times of now; before anything else."""
+        for at, then in totals:
+            self._history.append(at, then)
+        for at, rate in peaks:
+            slot = at // _FIVE_MINUTES
+            self._peaks[slot] = max(rate, self._peaks.get(slot, 0.0))
+
+    def forget(self) -> None:
+        """Begin the windows anew, after a gap that nothing was booked for."""
+        self._history = _no_history()
+
+    def peak_since(self, at: int) -> float | None:
+        """Return the best rate seen since the beginning of the five minutes that hold a monotonic time."""
+        return max((rate for slot, rate in self._peaks.items() if slot >= at // _FIVE_MINUTES), default=None)
+
     def moved(self, at: int, window: int, now: EngineTotals) -> Moved:
         """Return what moved in the window (nanoseconds) before a monotonic time; a young history is shorter than it."""
         since, then = self._history.before(at - window)
@@ -97,6 +113,10 @@ class EngineWindows:
     def peak_output_tokens_per_second(self) -> float | None:
         """Return the best five minutes of the last seven days; None before the first five are over."""
         return max(self._peaks.values(), default=None)
+
+
+def _no_history() -> History[EngineTotals]:
+    return History(fine=6 * MINUTE, keep=25 * HOUR)
 
 
 def quantile(q: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:

@@ -2,11 +2,12 @@
 
 from typing import Final
 
+from exporter.metrics.budgets import BUDGETS
 from exporter.metrics.engines import ENGINES
 from exporter.metrics.gpus import GPUS
 from exporter.metrics.health import HEALTH
 from exporter.metrics.row import PREFIX, Fleet, Row, Sample, Type
 
-ROWS: Final[tuple[Row, ...]] = (*ENGINES, *GPUS, *HEALTH)
+ROWS: Final[tuple[Row, ...]] = (*ENGINES, *BUDGETS, *GPUS, *HEALTH)
 
 __all__ = ["PREFIX", "ROWS", "Fleet", "Row", "Sample", "Type"]

@@ -1,11 +1,15 @@
 """The landing page: what this exporter is, how it is doing, where to go."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Final
 
+from exporter.core.budgets import BudgetView
+from exporter.core.cap import Override
 from exporter.core.gpu_readings import Measure
+from exporter.core.money import NANO
 from exporter.core.snapshot import EngineView, GpusView, Snapshot, SourceView
+from exporter.web.budgets_json import usd, utc
 
 _STYLE: Final = """
 :root{color-scheme:light dark}
@@ -18,21 +22,23 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 """
 _LINKS: Final = (
     ("/metrics", "metrics"),
+    ("/v1/budgets", "budgets (JSON)"),
     ("/v1/snapshot", "snapshot (JSON)"),
     ("/-/healthy", "healthy"),
     ("/-/ready", "ready"),
 )
 
 
-def render(snapshot: Snapshot) -> str:
-    """Return the page as HTML; it loads nothing and runs nothing."""
+def render(snapshot: Snapshot, overrides: Mapping[str, Override]) -> str:
+    """Return the page as HTML, with the overrides in force by budget; it loads nothing and runs nothing."""
     links = " · ".join(f'<a href="{path}">{name}</a>' for path, name in _LINKS)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>llm-cost-exporter</title><style>{_STYLE}</style></head><body><h1>llm-cost-exporter</h1>"
         f"<p>Version {escape(snapshot.version)}, role {escape(snapshot.role)}. {links}</p>"
-        f"{_problems(snapshot)}{_engines(snapshot.engines)}{_gpus(snapshot.gpus)}{_sources(snapshot.sources)}</body></html>"
+        f"{_problems(snapshot)}{_budgets(snapshot.budgets, overrides)}{_engines(snapshot.engines)}"
+        f"{_gpus(snapshot.gpus)}{_sources(snapshot.sources)}</body></html>"
     )
 
 
@@ -50,6 +56,34 @@ def _problems(snapshot: Snapshot) -> str:
 def _lines(lines: Iterable[str]) -> str:
     text = "\n".join(lines)
     return f'<p class="problem">{escape(text)}</p>'
+
+
+def _budgets(budgets: Iterable[BudgetView], overrides: Mapping[str, Override]) -> str:
+    rows = [
+        (
+            view.budget.name,
+            name,
+            period.state.value,
+            view.mode.value,
+            _override(overrides.get(view.budget.name)),
+            _money(period.spent),
+            _money(period.limit),
+        )
+        for view in budgets
+        for name, period in view.periods.items()
+    ]
+    head = ("budget", "period", "state", "cap", "override", "spent, USD", "limit, USD")
+    return _table("Budgets", head, rows, numbers_from=5)
+
+
+def _override(override: Override | None) -> str:
+    if override is None:
+        return "-"
+    return f"{usd(override.amount_nano_usd):f} USD more until {utc(override.until_ns)} {override.reason}"
+
+
+def _money(nano: int | None) -> str:
+    return "-" if nano is None else f"{nano / NANO:,.2f}"
 
 
 def _engines(engines: Iterable[EngineView]) -> str:

@@ -12,6 +12,7 @@ from exporter.page import CONTENT_TYPE
 from exporter.web import landing, snapshot_json
 from exporter.web.auth import BasicAuth
 from exporter.web.board import Board
+from exporter.web.budgets import BudgetDesk
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -37,7 +38,9 @@ class Guard:
         self.auth = BasicAuth(config.basic_auth_users) if config.basic_auth_users else None
 
 
-def make_app(board: Board, guard: Guard, reload: Callable[[], Awaitable[list[str]]]) -> web.Application:
+def make_app(
+    board: Board, guard: Guard, desk: BudgetDesk, reload: Callable[[], Awaitable[list[str]]]
+) -> web.Application:
     """Make the application; `reload` returns why the config could not be reloaded, nothing when it was."""
 
     async def metrics(request: web.Request) -> web.Response:
@@ -67,7 +70,7 @@ def make_app(board: Board, guard: Guard, reload: Callable[[], Awaitable[list[str
         return web.Response(body=snapshot_json.encode(board.snapshot), content_type="application/json")
 
     async def home(_: web.Request) -> web.Response:
-        return web.Response(text=landing.render(board.snapshot), content_type="text/html")
+        return web.Response(text=landing.render(board.snapshot, desk.overrides()), content_type="text/html")
 
     app = web.Application(middlewares=[_guarded(guard)], client_max_size=_LARGEST_BODY_BYTES)
     app.add_routes(
@@ -80,6 +83,7 @@ def make_app(board: Board, guard: Guard, reload: Callable[[], Awaitable[list[str
             web.put("/-/reload", reloaded),
             web.get("/v1/snapshot", snapshot),
             web.post("/v1/usage", _elsewhere(board)),
+            *desk.routes(),
         ]
     )
     return app

@@ -35,7 +35,7 @@ def test_counters_and_health_families_stay_and_gauges_do_not():
     stays = {row.name for row in ROWS if row.stays}
     assert {row.name for row in ROWS if row.type is not Type.GAUGE} <= stays
     gauges = {row.name for row in ROWS if row.type is Type.GAUGE and row.stays}
-    assert all(name.startswith(("source_", "config_", "accounting_", "build_")) for name in gauges)
+    assert all(name.startswith(("source_", "config_", "accounting_", "build_", "ledger_")) for name in gauges)
 
 
 def test_ratios_and_percentiles_are_never_summed():
@@ -87,7 +87,7 @@ def test_the_official_distribution_of_pynvml_is_used():
 def test_files_and_functions_stay_small():
     sizes = {path: len(path.read_text().splitlines()) for path in (ROOT / "exporter").rglob("*.py")}
     assert max(sizes.values()) < 400
-    assert sum(sizes.values()) < 9000
+    assert sum(sizes.values()) < 12_000
 
 
 def test_no_file_of_the_project_names_a_machine():

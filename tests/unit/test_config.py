@@ -363,8 +363,8 @@ SIDECAR = "role: sidecar\n"
         (LEAST, []),
         (LEAST + "gpu: {name: NVIDIA A10G}\n", []),
         (
-            LEAST + "budgets: [{name: all, daily_usd: 1}]\n",
-            ["budgets: budgets are not held yet: nothing is warned or denied"],
+            LEAST + "budgets: [{name: all, daily_usd: 1, match: {team: a}}]\n",
+            ["budgets: a budget of a feature or a team is unknown: usage events are not read yet"],
         ),
         (LEAST + "features: {known: [a]}\n", ["features: usage events are not read yet"]),
         (LEAST + "features: {value_ratio: {a: 1}}\n", ["features: usage events are not read yet"]),

@@ -6,8 +6,8 @@ from exporter.config.load import parse
 from exporter.config.nodes import ConfigError
 
 TOP = (
-    "role, hub_url, interval, max_gap, min_tokens, engines, gpu, prices, budgets, features, cascades, scaling, alerts, "
-    "usage, limits"
+    "role, hub_url, interval, max_gap, min_tokens, engines, gpu, prices, budgets, budget_api, features, cascades, "
+    "scaling, alerts, usage, limits"
 )
 ENGINE = (
     "a mapping with name, url, kind, models, tier, workload, min_replicas, ttft_target, max_output_tokens_per_second, "

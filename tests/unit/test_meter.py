@@ -89,8 +89,8 @@ def test_what_is_pending_when_an_engine_is_taken_away_is_down():
     bench = Bench()
     bench.beat(page(0))
     bench.beat(REFUSED)
-    for account, amount, _ in bench.meter.settle(bench.terms):
-        bench.books._apply(account, amount)
+    for account, amount, at in bench.meter.settle(bench.terms):
+        bench.books._apply(account, amount, at)
     assert bench.seconds() == {"down": 5.0}
 
 
@@ -254,8 +254,8 @@ def test_any_split_of_the_same_time_comes_to_the_same_sum(lengths: list[int]):
         end = BEGAN * NANO
         for part in parts:
             end += part
-            for account, amount, _ in bench.meter.beat(bench.terms, Interval(end, part), page(0), end / NANO):
-                bench.books._apply(account, amount)
+            for account, amount, at in bench.meter.beat(bench.terms, Interval(end, part), page(0), end / NANO):
+                bench.books._apply(account, amount, at)
         return bench.total(Kind.SPEND, "compute_idle", "chat", "m", "fast")
 
     assert spend(lengths) == spend([sum(lengths)])

@@ -74,9 +74,8 @@ def test_pieces_tile_their_interval(starts: list[int], start: int, length: int):
     interval = Interval((start + length) * NANO, length * NANO)
     found = list(pieces(timeline, interval))
     assert sum(piece.duration_ns for piece in found) == interval.duration_ns
-    assert [piece.start for piece in found] == [
-        start * NANO, *(second * NANO for second in sorted(starts) if start < second < start + length)
-    ]  # fmt: skip
+    within = {second for second in (*starts, 900, 1800, 2700, 3600) if start < second < start + length}
+    assert [piece.start for piece in found] == [second * NANO for second in (start, *sorted(within))]
     assert all(piece.price.start <= piece.start for piece in found)
 
 
@@ -106,8 +105,8 @@ def test_storage_across_two_months_is_split_at_midnight_utc():
         (piece.duration_ns, piece.price.nano_usd_per_hour)
         for piece in pieces(storage_timeline(price, interval), interval)
     ]
-    hour = 3600 * NANO
-    assert found == [(hour, Fraction(NANO, 720)), (hour, Fraction(NANO, 744))]
+    quarter = 900 * NANO
+    assert found == [(quarter, Fraction(NANO, 720))] * 4 + [(quarter, Fraction(NANO, 744))] * 4
 
 
 ENGINES = (Engine(name="a", url="http://a"), Engine(name="b", url="http://b"), Engine(name="c", url="http://c"))

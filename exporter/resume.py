@@ -1,0 +1,123 @@
+"""What outlives a restart beside the totals: where each engine's counters stood, and the samples of every window.
+
+All of it is written in one commit with the money that it agrees with, so that no crash can count anything twice.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from exporter.books import Books
+from exporter.clock import NANOSECONDS, Instant
+from exporter.config.model import Budget
+from exporter.core.budgets import BudgetMeter
+from exporter.core.meter import EngineMeter, MeterState, Terms
+from exporter.core.prices import Interval
+from exporter.core.windows import EngineTotals
+from exporter.ledger import Sample
+
+_ENGINE, _PEAK, _BUDGET = "engine:", "peak:", "budget:"
+_LAST_BEAT: Final = "last_beat"  # Unix nanoseconds: all standing costs before it are booked
+_ACCOUNTING_START: Final = "accounting_start"  # Unix nanoseconds
+_MINUTE: Final = 60
+_PEAK_SECONDS: Final = 300
+_MILLI: Final = 1000
+
+
+class Resume:
+    """Brings back what an earlier process left in the books' ledger, and leaves the same for the next one."""
+
+    def __init__(self, books: Books, now: Instant) -> None:
+        self._books = books
+        self._now = now
+        self.accounting_start = int(books.meta.get(_ACCOUNTING_START, now.wall))
+        self._last_beat = int(books.meta[_LAST_BEAT]) if _LAST_BEAT in books.meta else None
+        self._states = dict(books.states)
+        self._series: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+        for series, second, values in books.samples:
+            self._series.setdefault(series, []).append((second, values))
+        self._sampled = max((second // _MINUTE for _, second, _ in books.samples), default=None)
+        self._written = set(books.states)
+
+    def engine(self, meter: EngineMeter, terms: Terms) -> None:
+        """Let a meter that is new to us go on, if the engine was in the earlier process's last config."""
+        name = terms.engine.name
+        if not self.charged(name):
+            return
+        state = _decoded(self._states[_ENGINE + name])
+        if state is not None:
+            meter.restore(state, terms)
+        self._books.windows(name).restore(
+            ((at, EngineTotals(*values)) for at, values in self._past(_ENGINE + name)),
+            ((at, values[0] / _MILLI) for at, values in self._past(_PEAK + name)),
+        )
+
+    def budgets(self) -> None:
+        """Give the windows of budgets back what was recorded; once, when they are first held."""
+        for meter in self._books.budgets.values():
+            samples = self._series.pop(_budget_series(meter.budget), [])
+            meter.restore(((second, values[0]) for second, values in samples), self._now)
+
+    def _past(self, series: str) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield (monotonic nanoseconds of now, values) of a series, in order; what lies in the future is left out."""
+        for second, values in sorted(self._series.pop(series, [])):
+            age = self._now.wall - second * NANOSECONDS
+            if age >= 0:
+                yield self._now.monotonic - age, values
+
+    def standing(self, now: Instant) -> Interval | None:
+        """Return the time since the last beat of an earlier process, for the first beat of this one."""
+        return _since(self._last_beat, now)
+
+    def charged(self, engine: str) -> bool:
+        """Tell whether an earlier process charged an engine until its last beat; for the first beat of this one."""
+        return _ENGINE + engine in self._states
+
+    def leave(self, now: Instant, meters: Mapping[str, EngineMeter], terms: Mapping[str, Terms]) -> None:
+        """Hand everything to the ledger: what was posted, and what must agree with it."""
+        states: dict[str, bytes | None] = {_ENGINE + name: meter.state(terms[name]) for name, meter in meters.items()}
+        self._states.clear()  # an engine that comes back later has been away
+        gone = self._written - states.keys()
+        self._written = set(states)
+        meta = {_LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}
+        self._books.flush(states | dict.fromkeys(gone), tuple(self._samples(now, meters)), meta)
+
+    def _samples(self, now: Instant, meters: Mapping[str, EngineMeter]) -> Iterator[Sample]:
+        """Yield a row a minute for each engine and budget, and the best rate of each five minutes of each engine."""
+        second = now.wall // NANOSECONDS
+        if second // _MINUTE == self._sampled:
+            return
+        self._sampled = second // _MINUTE
+        slot = second // _PEAK_SECONDS * _PEAK_SECONDS
+        slot_began = now.monotonic - (now.wall - slot * NANOSECONDS)
+        for name in meters:
+            yield _ENGINE + name, second, tuple(self._books.engine_totals(name))
+            peak = self._books.windows(name).peak_since(slot_began)
+            if peak is not None:
+                yield _PEAK + name, slot, (round(peak * _MILLI),)
+        for meter in self._books.budgets.values():
+            yield _budget_series(meter.budget), second, (meter.total,)
+
+
+def _budget_series(budget: Budget) -> str:
+    """Name a budget's samples also by what it matches: with another match its total is another sum."""
+    return f"{_BUDGET}{budget.name}:{msgspec.json.encode(budget.match).decode()}"
+
+
+def _series(meter: BudgetMeter) -> str:
+    """Name the samples of a budget by what it holds, too: under another match they would be other totals."""
+    match = zlib.crc32(msgspec.json.encode(meter.budget.match))
+    return f"{_BUDGET}{meter.budget.name}:{match:08x}"
+
+
+def _decoded(state: bytes | None) -> MeterState | None:
+    try:
+        return None if state is None else msgspec.msgpack.decode(state, type=MeterState)
+    except ValueError:  # msgspec's errors, and UnicodeDecodeError
+        return None  # of another version: the engine is read as a new one
+
+
+def _since(wall: int | None, now: Instant) -> Interval | None:
+    return None if wall is None or now.wall <= wall else Interval(now.wall, now.wall - wall)
