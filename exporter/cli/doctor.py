@@ -3,28 +3,30 @@
 import asyncio
 import logging
 import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final
 
 import click
+from aiohttp import ClientSession
 
 from exporter.cli import doctor_gpu
-from exporter.cli.doctor_gpu import Seen
 from exporter.cli.findings import NOTE, OK, PROBLEM, Finding
 from exporter.cli.options import config_of_flags, engine_flags, load_or_exit
 from exporter.clock import NANOSECONDS, Instant, SystemClock
 from exporter.config.load import warnings
 from exporter.config.model import Config, Engine
 from exporter.core.gpu_readings import Total
+from exporter.core.gpus import GpuMeter
 from exporter.core.prices import HourlyPrice, gpu_timeline, in_force
 from exporter.core.scaling import min_replicas, signals
 from exporter.sources.dialects import KnownFrom, UnknownPageError, recognise, resolved
 from exporter.sources.http import Request, SourceError, get, metrics_url, new_session
 from exporter.sources.network import NetworkSource
+
+_EARLIEST_YEAR: Final = 2024  # a machine without a set clock is in 1970
 
 
 @click.command()
@@ -40,92 +42,78 @@ def doctor(*, capture_file: Path | None, config_file: Path | None, **flags: Any)
     logging.getLogger("exporter").addHandler(logging.NullHandler())  # the report says it
     if capture_file is not None:
         library_path = load_or_exit(config_file).gpu.library_path if config_file else None
-        _end(doctor_gpu.capture(capture_file, library_path))
-    config = config_of_flags(config_file=config_file, **flags) or load_or_exit(config_file or Path())
-    is_well = True
+        code = doctor_gpu.capture(capture_file, library_path)
+    else:
+        code = _reported(config_of_flags(config_file=config_file, **flags) or load_or_exit(config_file or Path()))
+    os._exit(code)  # a thread may hang in the GPU driver, whose library must not be taken down around a call
+
+
+def _reported(config: Config) -> int:
+    """Print every section; returns the exit code."""
+    code = 0
     for title, findings in _sections(config):
         click.echo(title)
-        for finding in findings:
-            click.echo(f"  {finding.mark} {finding.text}")
-            is_well &= finding.mark != PROBLEM
-    _end(0 if is_well else 1)
-
-
-def _end(code: int) -> NoReturn:
-    """End at once: a thread may hang in the GPU driver, and its library must not be taken down around a call."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        for mark, text in findings:
+            click.echo(f"  {mark} {text}")
+            code |= mark == PROBLEM
+    return code
 
 
 def _sections(config: Config) -> Iterator[tuple[str, Iterable[Finding]]]:
     """Yield each section when it is known: GPUs may take a while."""
     now = SystemClock().now()
-    yield "Config", _config(config)
-    yield "Clock", _clock(now)
+    what = f"role {config.role}, {len(config.engines)} engine(s), a beat every {config.interval:g} s"
+    yield "Config", [(OK, what), *((NOTE, f"no effect: {line}") for line in warnings(config))]
+    moment = datetime.fromtimestamp(now.wall // NANOSECONDS, UTC)
+    yield "Clock", [(OK if moment.year >= _EARLIEST_YEAR else PROBLEM, f"it is {moment.isoformat()}")]
     yield "Engines", asyncio.run(_engines(config))
-    seen = asyncio.run(doctor_gpu.look(config, os.environ))
-    yield "GPU", doctor_gpu.findings(config, seen, os.environ)
-    yield "Prices", _prices(config, seen, now)
+    meter, gpus = asyncio.run(doctor_gpu.look(config))
+    yield "GPU", gpus
+    yield "Prices", _prices(config, meter, now)
     yield "Network", _network(config)
     yield "Thresholds", _thresholds(config)
-    yield "Ledger", [Finding(NOTE, "counters are kept in memory by this version; a restart begins anew")]
-
-
-def _config(config: Config) -> Iterator[Finding]:
-    yield Finding(OK, f"role {config.role}, {len(config.engines)} engine(s), a beat every {config.interval:g} s")
-    for line in warnings(config):
-        yield Finding(NOTE, f"no effect: {line}")
-
-
-def _clock(now: Instant) -> Iterator[Finding]:
-    moment = datetime.fromtimestamp(now.wall // NANOSECONDS, UTC)
-    yield Finding(OK if moment.year >= 2024 else PROBLEM, f"it is {moment.isoformat()}")  # noqa: PLR2004 - a machine without a set clock
+    yield "Ledger", [(NOTE, "counters are kept in memory by this version; a restart begins anew")]
 
 
 async def _engines(config: Config) -> list[Finding]:
     async with new_session() as session:
-        findings = []
-        for engine in config.engines:
-            request = Request(
-                url=metrics_url(engine.url),
-                timeout_seconds=engine.timeout or config.interval,
-                token_file=engine.token_file,
-                ca_file=engine.ca_file,
-            )
-            try:
-                response = await get(session, request)
-                findings += list(_page(engine, response.body.decode("utf-8", "replace")))
-            except SourceError as error:
-                findings.append(Finding(PROBLEM, f"{engine.name}: {request.url}: {error.reason}: {error.detail}"))
-    return findings
+        return [finding for engine in config.engines async for finding in _engine(session, engine, config.interval)]
 
 
-def _page(engine: Engine, text: str) -> Iterator[Finding]:
+async def _engine(session: ClientSession, engine: Engine, interval: float) -> AsyncIterator[Finding]:
+    request = Request(
+        url=metrics_url(engine.url),
+        timeout_seconds=engine.timeout or interval,
+        token_file=engine.token_file,
+        ca_file=engine.ca_file,
+    )
     try:
+        text = (await get(session, request)).body.decode("utf-8", "replace")
         dialect = recognise(text, engine.kind)
+    except SourceError as error:
+        yield PROBLEM, f"{engine.name}: {request.url}: {error.reason}: {error.detail}"
     except UnknownPageError as error:
-        yield Finding(PROBLEM, f"{engine.name}: {error}")
-        return
-    yield Finding(OK, f"{engine.name}: a page of {dialect.kind}, {len(text)} characters")
-    if dialect.known_from is not KnownFrom.SERVERS:
-        yield Finding(NOTE, f"{engine.name}: pages of {dialect.kind} are known from {dialect.known_from} alone")
-    for fact, name in resolved(dialect, text).items():
-        yield Finding(NOTE if name is None else OK, f"{engine.name}: {fact}: {name or 'not on this page'}")
+        yield PROBLEM, f"{engine.name}: {error}"
+    else:
+        yield OK, f"{engine.name}: a page of {dialect.kind}, {len(text)} characters"
+        if dialect.known_from is not KnownFrom.SERVERS:
+            yield NOTE, f"{engine.name}: pages of {dialect.kind} are known from {dialect.known_from} alone"
+        for fact, name in resolved(dialect, text).items():
+            yield NOTE if name is None else OK, f"{engine.name}: {fact}: {name or 'not on this page'}"
 
 
-def _prices(config: Config, seen: Seen, now: Instant) -> Iterator[Finding]:
-    shares = seen.meter.shares(config.engines)
+def _prices(config: Config, meter: GpuMeter, now: Instant) -> Iterator[Finding]:
+    shares = meter.shares(config.engines)
+    counting = {view.reading.uuid for view in meter.views(0) if (Total.ENERGY, "") in view.reading.totals}
     for engine in config.engines:
         if not engine.gpus_charged:
-            yield Finding(NOTE, f"{engine.name}: pays for no GPU")
+            yield NOTE, f"{engine.name}: pays for no GPU"
             continue
         own = shares.get(engine.name, {})
-        names = {config.gpu.name: Fraction(1)} if config.gpu.name else seen.meter.names(own)
+        names = {config.gpu.name: Fraction(1)} if config.gpu.name else meter.names(own)
         price = in_force(gpu_timeline(config.prices.gpu, names), now.wall)
         yield _price(engine, price, names)
         if price.nano_usd_per_joule:
-            counting = {gpu.uuid for gpu in seen.reading.gpus if (Total.ENERGY, "") in gpu.totals}
             yield _energy(engine, price, is_measured=bool(own) and own.keys() <= counting)
 
 
@@ -135,41 +123,40 @@ def _price(engine: Engine, price: HourlyPrice, names: Iterable[str]) -> Finding:
     if price.nano_usd_per_hour is None:
         unknown = f"by_name does not have {called}" if called else "nobody tells a name to look up in by_name"
         why = f", since {unknown}" if price.source == "by_name" else ""
-        return Finding(PROBLEM, f"{count}, and no price is in force{why}; GPU time is counted as unpriced")
+        return PROBLEM, f"{count}, and no price is in force{why}; GPU time is counted as unpriced"
     form = f"by_name, {called}" if price.source == "by_name" else price.source
-    return Finding(OK, f"{count}, each {float(price.nano_usd_per_hour / NANOSECONDS):g} USD an hour ({form})")
+    return OK, f"{count}, each {float(price.nano_usd_per_hour / NANOSECONDS):g} USD an hour ({form})"
 
 
 def _energy(engine: Engine, price: HourlyPrice, *, is_measured: bool) -> Finding:
     per_kwh = float(price.nano_usd_per_joule * 3_600_000 / NANOSECONDS)
     what = f"{engine.name}: and their energy, {per_kwh:g} USD a kWh with PUE"
     if is_measured:
-        return Finding(OK, f"{what}, as the GPUs count it")
+        return OK, f"{what}, as the GPUs count it"
     if price.assumed_watts is None:
-        return Finding(PROBLEM, f"{what}, which is not measured here; GPU time is counted as unpriced")
-    return Finding(NOTE, f"{what}, at {float(price.assumed_watts):g} W each, as it is not measured here")
+        return PROBLEM, f"{what}, which is not measured here; GPU time is counted as unpriced"
+    return NOTE, f"{what}, at {float(price.assumed_watts):g} W each, as it is not measured here"
 
 
 def _network(config: Config) -> Iterator[Finding]:
     price = config.prices.network
     if price is None:
-        yield Finding(NOTE, "bytes sent are not charged, since prices.network is not set")
+        yield NOTE, "bytes sent are not charged, since prices.network is not set"
         return
     try:
-        reading = asyncio.run(NetworkSource(price).read())
+        sent_bytes = asyncio.run(NetworkSource(price).read()).sent_bytes
     except SourceError as error:
-        yield Finding(PROBLEM, f"{error.reason}: {error.detail}")
+        yield PROBLEM, f"{error.reason}: {error.detail}"
         return
-    for name, sent in reading.sent_bytes.items():
-        yield Finding(OK, f"{name!r}: {sent} bytes sent so far")
-    if len(reading.sent_bytes) > 1 and not price.interfaces:
-        yield Finding(NOTE, "a bridge, bond or VLAN counts bytes again: name the way out in prices.network.interfaces")
+    yield from ((OK, f"{name!r}: {sent} bytes sent so far") for name, sent in sent_bytes.items())
+    if len(sent_bytes) > 1 and not price.interfaces:
+        yield NOTE, "a bridge, bond or VLAN counts bytes again: name the way out in prices.network.interfaces"
 
 
 def _thresholds(config: Config) -> Iterator[Finding]:
     for engine in config.engines:
         for signal in signals(config.scaling, engine, waiting=None, ttft_p95=None):
-            yield Finding(NOTE, f"{engine.name}: {signal.name}: up above {signal.up:g}, down below {signal.down:g}")
+            yield NOTE, f"{engine.name}: {signal.name}: up above {signal.up:g}, down below {signal.down:g}"
         if engine.ttft_target_seconds is None:
-            yield Finding(NOTE, f"{engine.name}: ttft: off, since a {engine.workload} engine has no ttft_target")
-        yield Finding(NOTE, f"{engine.name}: at least {min_replicas(engine)} replica(s), since it is {engine.workload}")
+            yield NOTE, f"{engine.name}: ttft: off, since a {engine.workload} engine has no ttft_target"
+        yield NOTE, f"{engine.name}: at least {min_replicas(engine)} replica(s), since it is {engine.workload}"

@@ -1,14 +1,8 @@
-"""What `doctor` reports: one line, and how good or bad it is."""
+"""What `doctor` reports: lines, each with how good or bad it is."""
 
-from typing import Final, NamedTuple
+from typing import Final
 
-
-class Finding(NamedTuple):
-    """One line of the report."""
-
-    mark: str
-    text: str
-
+Finding = tuple[str, str]  # the mark, and the line
 
 OK: Final = "ok     "
 PROBLEM: Final = "PROBLEM"  # something that was asked for is missing: the command fails

@@ -12,8 +12,15 @@ _GPU: Final = ("gpu", "uuid")
 _NANO_TOTALS: Final = frozenset({Total.BUSY, Total.ENERGY, Total.THROTTLE, Total.POLL_SECONDS})
 
 
-def _labels(view: GpuView) -> tuple[str, str]:
-    return view.reading.index, view.reading.uuid
+def _each_gpu(read: Callable[[GpuView], Iterable[Sample]]) -> Callable[[Snapshot], Iterator[Sample]]:
+    """Read all GPUs one by one: `read` yields what stands behind the labels that all their families have."""
+
+    def samples(snapshot: Snapshot) -> Iterator[Sample]:
+        for view in snapshot.gpus.gpus:
+            for labels, value in read(view):
+                yield (view.reading.index, view.reading.uuid, *labels), value
+
+    return samples
 
 
 def _gauge(measure: Measure, fleet: Fleet, text: str, *labels: str) -> Row:
@@ -26,52 +33,45 @@ def _total(total: Total, text: str, *labels: str) -> Row:
 
 
 def _family(family: str, labels: tuple[str, ...]) -> Callable[[Snapshot], Iterator[Sample]]:
-    """Read one family of all GPUs; several further labels stand in it joined by commas."""
+    """Read one family; several further labels stand in it joined by commas."""
 
-    def read(snapshot: Snapshot) -> Iterator[Sample]:
-        for view in snapshot.gpus.gpus:
-            for label, value in view.families.get(family, ()):
-                yield (*_labels(view), *(label.split(",") if labels else ())), value
+    @_each_gpu
+    def samples(view: GpuView) -> Iterator[Sample]:
+        for label, value in view.families.get(family, ()):
+            yield tuple(label.split(",")) if labels else (), value
 
-    return read
+    return samples
 
 
 def _each(name: str, text: str, value: Callable[[GpuView], float | None], fleet: Fleet = Fleet.NONE) -> Row:
-    def read(snapshot: Snapshot) -> Iterator[Sample]:
-        for view in snapshot.gpus.gpus:
-            if (number := value(view)) is not None:
-                yield _labels(view), number
-
-    return Row(name, Type.GAUGE, text, _GPU, fleet, read)
+    return Row(name, Type.GAUGE, text, _GPU, fleet, _each_gpu(lambda view: _number(value(view))))
 
 
-def _instance(name: str, measure: Measure, fleet: Fleet, text: str) -> Row:
-    def read(snapshot: Snapshot) -> Iterator[Sample]:
-        for view in snapshot.gpus.gpus:
-            for instance in view.reading.instances:
-                if (measure, "") in instance.gauges:
-                    yield (*_labels(view), instance.uuid), instance.gauges[measure, ""]
-
-    return Row(name, Type.GAUGE, text, (*_GPU, "mig_uuid"), fleet, read)
-
-
-def _info(snapshot: Snapshot) -> Iterator[Sample]:
-    for view in snapshot.gpus.gpus:
-        gpu = view.reading
-        yield (*_labels(view), gpu.name, gpu.pci_bus_id, gpu.architecture, gpu.mig_mode), 1
-
-
-def _instance_info(snapshot: Snapshot) -> Iterator[Sample]:
-    for view in snapshot.gpus.gpus:
+def _instance(measure: Measure, fleet: Fleet, text: str) -> Row:
+    @_each_gpu
+    def samples(view: GpuView) -> Iterator[Sample]:
         for instance in view.reading.instances:
-            mig = (instance.uuid, instance.gpu_instance, instance.compute_instance, instance.profile)
-            yield (*_labels(view), *mig), 1
+            if (measure, "") in instance.gauges:
+                yield (instance.uuid,), instance.gauges[measure, ""]
+
+    return Row(measure.replace("gpu_", "gpu_mig_", 1), Type.GAUGE, text, (*_GPU, "mig_uuid"), fleet, samples)
 
 
-def _supported(snapshot: Snapshot) -> Iterator[Sample]:
-    for view in snapshot.gpus.gpus:
-        for family, supported in view.reading.supported.items():
-            yield (*_labels(view), family), float(supported)
+@_each_gpu
+def _info(view: GpuView) -> Iterator[Sample]:
+    gpu = view.reading
+    yield (gpu.name, gpu.pci_bus_id, gpu.architecture, gpu.mig_mode), 1
+
+
+@_each_gpu
+def _instance_info(view: GpuView) -> Iterator[Sample]:
+    for instance in view.reading.instances:
+        yield (instance.uuid, instance.gpu_instance, instance.compute_instance, instance.profile), 1
+
+
+@_each_gpu
+def _supported(view: GpuView) -> Iterator[Sample]:
+    return (((family,), float(has)) for family, has in view.reading.supported.items())
 
 
 def _driver_info(snapshot: Snapshot) -> Iterator[Sample]:
@@ -85,17 +85,8 @@ def _source_info(snapshot: Snapshot) -> Iterator[Sample]:
         yield (snapshot.gpus.source, snapshot.gpus.reason), 1
 
 
-def _engine_gpus(snapshot: Snapshot) -> Iterator[Sample]:
-    return (((engine, index, uuid), 1) for engine, index, uuid in snapshot.gpus.engines)
-
-
-def _nvml_errors(snapshot: Snapshot) -> Iterable[Sample]:
-    return snapshot.gpus.errors.items()
-
-
-def _counts(snapshot: Snapshot, value: Callable[[Snapshot], int | None]) -> Iterator[Sample]:
-    if (number := value(snapshot)) is not None:
-        yield (), number
+def _number(number: float | None) -> Iterable[Sample]:
+    return [] if number is None else [((), number)]
 
 
 # fmt: off
@@ -148,18 +139,14 @@ GPUS: Final[tuple[Row, ...]] = (
     Row("gpu_mig_info", Type.GAUGE,
         "MIG instances of the GPU: GPU instance, compute instance and profile; always 1.",
         (*_GPU, "mig_uuid", "gi", "ci", "profile"), Fleet.NONE, _instance_info),
-    _instance("gpu_mig_memory_used_bytes", Measure.MEMORY_USED, Fleet.SUM,
-        "Memory in use of the instance; never to be added to its GPU's."),
-    _instance("gpu_mig_memory_total_bytes", Measure.MEMORY_TOTAL, Fleet.SUM,
-        "Memory of the instance; never to be added to its GPU's."),
-    _instance("gpu_mig_graphics_active_ratio", Measure.GRAPHICS_ACTIVE, Fleet.NONE,
+    _instance(Measure.MEMORY_USED, Fleet.SUM, "Memory in use of the instance; never to be added to its GPU's."),
+    _instance(Measure.MEMORY_TOTAL, Fleet.SUM, "Memory of the instance; never to be added to its GPU's."),
+    _instance(Measure.GRAPHICS_ACTIVE, Fleet.NONE,
         "Share of time in which any engine of the instance worked (GPM or DCGM)."),
-    _instance("gpu_mig_sm_active_ratio", Measure.SM_ACTIVE, Fleet.NONE,
-        "Share of the instance's multiprocessors that worked (GPM or DCGM)."),
-    _instance("gpu_mig_tensor_active_ratio", Measure.TENSOR_ACTIVE, Fleet.NONE,
+    _instance(Measure.SM_ACTIVE, Fleet.NONE, "Share of the instance's multiprocessors that worked (GPM or DCGM)."),
+    _instance(Measure.TENSOR_ACTIVE, Fleet.NONE,
         "Share of time in which the instance's tensor cores worked (GPM or DCGM)."),
-    _instance("gpu_mig_dram_active_ratio", Measure.DRAM_ACTIVE, Fleet.NONE,
-        "Share of the instance's memory bandwidth in use (GPM or DCGM)."),
+    _instance(Measure.DRAM_ACTIVE, Fleet.NONE, "Share of the instance's memory bandwidth in use (GPM or DCGM)."),
     Row("gpu_field_supported", Type.GAUGE,
         "Whether the GPU has what a family shows: 0 explains why the family is absent.",
         (*_GPU, "field"), Fleet.NONE, _supported),
@@ -173,7 +160,7 @@ GPUS: Final[tuple[Row, ...]] = (
     _total(Total.POLL_SECONDS, "Time that asking the GPU took."),
     Row("nvml_errors_total", Type.COUNTER,
         "Calls of NVML that failed, but for what a GPU does not have.",
-        ("call", "error"), Fleet.SUM, _nvml_errors, stays=True),
+        ("call", "error"), Fleet.SUM, lambda snapshot: snapshot.gpus.errors.items(), stays=True),
     Row("nvml_info", Type.GAUGE,
         "The driver's versions; always 1.",
         ("driver_version", "nvml_version", "cuda_version"), Fleet.NONE, _driver_info),
@@ -182,12 +169,12 @@ GPUS: Final[tuple[Row, ...]] = (
         ("source", "reason"), Fleet.NONE, _source_info),
     Row("gpus_visible", Type.GAUGE,
         "GPUs that the source shows.",
-        (), Fleet.SUM, lambda snapshot: _counts(snapshot, lambda found: found.gpus.visible)),
+        (), Fleet.SUM, lambda snapshot: _number(snapshot.gpus.visible)),
     Row("gpus_expected", Type.GAUGE,
         "GPUs that the config's engines are charged for.",
-        (), Fleet.SUM, lambda snapshot: _counts(snapshot, lambda found: found.gpus.expected)),
+        (), Fleet.SUM, lambda snapshot: _number(snapshot.gpus.expected)),
     Row("engine_gpu_info", Type.GAUGE,
         "Which GPUs an engine has, to join the two; absent where the config and the GPUs do not tell. Always 1.",
-        ("engine", *_GPU), Fleet.NONE, _engine_gpus),
+        ("engine", *_GPU), Fleet.NONE, lambda snapshot: ((identity, 1) for identity in snapshot.gpus.engines)),
 )
 # fmt: on

@@ -1,8 +1,8 @@
 """The page of a node's dcgm-exporter, as a reading of the GPUs that are ours."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -57,25 +57,10 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What the labels of a sample say about its device and its owner, "" where they do not."""
-
-    uuid: str
-    instance: str
-    profile: str
-    index: str
-    name: str
-    pci_bus_id: str
-    driver_version: str
-    pod: str
-    namespace: str
-
-
-@dataclass(frozen=True, slots=True)
 class Device:
     """What a page says of one GPU, or of one MIG instance of it: the first value by name, and all owners."""
 
-    identity: Identity
+    labels: Mapping[str, str]  # by the keys of _LABELS, "" where the page does not tell
     values: dict[str, float] = field(default_factory=dict)
     owners: set[tuple[str, str]] = field(default_factory=set)
 
@@ -99,11 +84,8 @@ class DcgmSource:
         timeout_seconds: float,
         environ: Mapping[str, str],
     ) -> None:
-        self._address = gpu.dcgm_url or ""
-        self._environ = environ
-        self._session = session
-        self._clock = clock
-        self._timeout_seconds = timeout_seconds
+        self._address, self._environ = gpu.dcgm_url or "", environ
+        self._session, self._timeout_seconds, self._clock = session, timeout_seconds, clock
         self._page = NodePage(gpu.select, owner, max(_LONGEST_GAP_SECONDS, _LONGEST_GAP_READS * timeout_seconds))
 
     async def read(self) -> GpusReading:
@@ -125,8 +107,7 @@ class NodePage:
     """Understands one node's pages, one after another."""
 
     def __init__(self, select: GpuSelect | tuple[str, ...], owner: Owner, longest_gap_seconds: float) -> None:
-        self._select = select
-        self._owner = owner
+        self._select, self._owner = select, owner
         self._page = Page(dcgm_fields.NAMES.__contains__)
         self._busy = Busy(longest_gap_seconds)
 
@@ -138,8 +119,10 @@ class NodePage:
         """
         devices = _devices(self._samples(text))
         ours = choose(devices, self._select, self._owner)
-        uuids = dict.fromkeys(device.identity.uuid for device in ours)
-        return GpusReading(gpus=tuple(self._gpu(uuid, ours, devices, now) for uuid in uuids), driver=_driver(ours))
+        gpus = tuple(self._gpu(uuid, ours, devices, now) for uuid in dict.fromkeys(uuid for uuid, _ in ours))
+        version = next(filter(None, (device.labels["driver_version"] for device in ours.values())), "")
+        driver = Driver(driver_version=version, nvml_version="", cuda_version="") if version else None
+        return GpusReading(gpus=gpus, driver=driver)
 
     def _samples(self, text: str) -> Sequence[Sample]:
         if not text.strip():
@@ -149,27 +132,29 @@ class NodePage:
         except ExpositionError as error:
             raise SourceError("malformed", str(error)) from error
         if not samples:
-            raise SourceError("not_dcgm", f"expected the metrics page of a dcgm-exporter, found {_looks_like(text)}")
+            found = next((what for sign, what in _OTHERS.items() if sign in text), "something else")
+            found = "an HTML page" if text.lstrip()[:1] == "<" else found
+            raise SourceError("not_dcgm", f"expected the metrics page of a dcgm-exporter, found {found}")
         return samples
 
-    def _gpu(self, uuid: str, ours: Iterable[Device], devices: Devices, now: int) -> GpuReading:
-        instances = [device for device in ours if device.identity.uuid == uuid and device.identity.instance]
-        whole = devices.get((uuid, "")) or Device(instances[0].identity)
+    def _gpu(self, uuid: str, ours: Devices, devices: Devices, now: int) -> GpuReading:
+        instances = {instance: device for (gpu, instance), device in ours.items() if gpu == uuid and instance}
+        whole = devices.get((uuid, "")) or Device(next(iter(instances.values())).labels)
         gauges, totals = dcgm_fields.gauges(whole.values), dcgm_fields.totals(whole.values)
         busy = self._busy.add(uuid, gauges.get((Measure.UTILIZATION, "")), now)
         if busy is not None:
             totals[Total.BUSY, ""] = busy
         return GpuReading(
             uuid=uuid,
-            index=whole.identity.index,
-            name=whole.identity.name,
-            pci_bus_id=whole.identity.pci_bus_id,
+            index=whole.labels["index"],
+            name=whole.labels["name"],
+            pci_bus_id=whole.labels["pci_bus_id"],
             mig_mode="enabled" if any(gpu == uuid and instance for gpu, instance in devices) else "",
             up=True,
             sampled=now,
             gauges=gauges,
             totals=totals,
-            instances=tuple(_instance(device) for device in instances),
+            instances=tuple(_instance(uuid, *instance) for instance in instances.items()),
         )
 
 
@@ -198,43 +183,43 @@ class Busy:
         return self._totals.get(uuid, 0 if utilization is not None else None)
 
 
-def choose(devices: Devices, select: GpuSelect | tuple[str, ...], owner: Owner) -> list[Device]:
+def choose(devices: Devices, select: GpuSelect | tuple[str, ...], owner: Owner) -> Devices:
     """Choose the devices to show: what cannot be told to be ours is not.
 
     Raises:
         SourceError: none of them is ours.
     """
-    everything = list(devices.values())
     if select is GpuSelect.ALL:
-        return everything
+        return devices
     named = owner.uuids if select is GpuSelect.OWN else frozenset(select)
-    found = [device for device in everything if device.identity.uuid in named]
+    found = {key: device for key, device in devices.items() if key[0] in named}
     if not found and select is GpuSelect.OWN:
-        found = [device for device in everything if _is_of(device, owner)] or _alone(everything, owner)
+        found = {key: device for key, device in devices.items() if _is_of(device, owner)}
+    if not found and select is GpuSelect.OWN and _is_alone(devices, owner):
+        return devices
     if not found:
-        raise SourceError("not_ours", _none_of(everything, select, owner))
+        raise SourceError("not_ours", _none_of(devices, select, owner))
     return found
 
 
 def _is_of(device: Device, owner: Owner) -> bool:
     """Tell whether a device is the pod's; a namespace that one side does not know is no difference."""
     return any(
-        pod == owner.pod and (namespace == owner.namespace or not namespace or owner.namespace is None)
+        pod == owner.pod and (owner.namespace is None or namespace in ("", owner.namespace))
         for pod, namespace in device.owners
     )
 
 
-def _alone(everything: list[Device], owner: Owner) -> list[Device]:
-    """Return the only GPU of a machine without pods, unless the config names another; a MIG UUID is on no page."""
-    uuids = {device.identity.uuid for device in everything}
-    instances = [device for device in everything if device.identity.instance]
-    owned = any(device.owners for device in everything)
-    another = any(not uuid.startswith(_MIG) for uuid in owner.uuids)
-    return everything if len(uuids) == 1 and len(instances) <= 1 and not owned and not another else []
+def _is_alone(devices: Devices, owner: Owner) -> bool:
+    """Tell whether there is but one GPU, without pods, and the config names no other; a MIG UUID is on no page."""
+    is_owned = any(device.owners for device in devices.values())
+    is_another = any(not uuid.startswith(_MIG) for uuid in owner.uuids)
+    is_one = len({uuid for uuid, _ in devices}) == 1 and sum(bool(instance) for _, instance in devices) <= 1
+    return is_one and not is_owned and not is_another
 
 
-def _none_of(everything: list[Device], select: GpuSelect | tuple[str, ...], owner: Owner) -> str:
-    count = len({device.identity.uuid for device in everything})
+def _none_of(devices: Devices, select: GpuSelect | tuple[str, ...], owner: Owner) -> str:
+    count = len({uuid for uuid, _ in devices})
     if not count:
         return "the page shows no GPU; a dcgm-exporter shows none either until it has collected once"
     shown = f"the page shows {count} GPU{'s' * (count > 1)}, and none"
@@ -252,44 +237,37 @@ def _devices(samples: Sequence[Sample]) -> Devices:
     latter stands, without a pod, its own. So these go first.
     """
     devices: dict[tuple[str, str], Device] = {}
-    identified = [(_identity(labels), name, value) for name, labels, value in samples]
-    for identity, name, value in sorted(identified, key=lambda sample: bool(sample[0].pod)):
-        if not identity.uuid or (identity.instance and name in dcgm_fields.NAMES_UNKNOWN_TO_AN_INSTANCE):
+    labelled = [(_told(labels), name, value) for name, labels, value in samples]
+    for told, name, value in sorted(labelled, key=lambda sample: bool(sample[0]["pod"])):
+        if not told["uuid"] or (told["instance"] and name in dcgm_fields.NAMES_UNKNOWN_TO_AN_INSTANCE):
             continue
-        instance = identity.instance if name in dcgm_fields.NAMES_OF_AN_INSTANCE else ""
-        device = devices.get((identity.uuid, instance))
-        if device is None:
-            device = devices[identity.uuid, instance] = Device(replace(identity, instance=instance))
+        instance = told["instance"] if name in dcgm_fields.NAMES_OF_AN_INSTANCE else ""
+        device = devices.setdefault((told["uuid"], instance), Device(told))
         device.values.setdefault(name, value)
-        if identity.pod:
-            device.owners.add((identity.pod, identity.namespace))
+        if told["pod"]:
+            device.owners.add((told["pod"], told["namespace"]))
     if samples and not devices:
         raise SourceError("not_dcgm", "expected samples with a label UUID, found none")
     return devices
 
 
 @lru_cache(maxsize=4096)
-def _identity(labels: tuple[tuple[str, str], ...]) -> Identity:
+def _told(labels: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """Return what the labels of a sample say about its device, and whose that is."""
     given = dict(labels)
-    found = {part: next(filter(None, map(given.get, names)), "") for part, names in _LABELS.items()}
-    return Identity(**found | ({"uuid": ""} if _LINK in given else {}))
+    told = {what: next(filter(None, map(given.get, names)), "") for what, names in _LABELS.items()}
+    return told | {"uuid": ""} if _LINK in given else told
 
 
-def _instance(device: Device) -> MigReading:
+def _instance(uuid: str, instance: str, device: Device) -> MigReading:
     """DCGM does not know the UUID of an instance: it gets a name that is none of the driver's."""
-    identity = device.identity
     return MigReading(
-        uuid=f"{identity.uuid}/{identity.instance}",
-        gpu_instance=identity.instance,
+        uuid=f"{uuid}/{instance}",
+        gpu_instance=instance,
         compute_instance="",
-        profile=identity.profile,
+        profile=device.labels["profile"],
         gauges=dcgm_fields.gauges(device.values),
     )
-
-
-def _driver(ours: Iterable[Device]) -> Driver | None:
-    version = next((device.identity.driver_version for device in ours if device.identity.driver_version), None)
-    return None if version is None else Driver(driver_version=version, nvml_version="", cuda_version="")
 
 
 def _filled(template: str, environ: Mapping[str, str]) -> str:
@@ -311,9 +289,3 @@ def _filled(template: str, environ: Mapping[str, str]) -> str:
 def _host(value: str) -> str:
     """Return what may stand in an address: there, an IPv6 address has brackets."""
     return f"[{value}]" if value.count(":") > 1 and re.fullmatch("[0-9a-fA-F:.]+", value) else value
-
-
-def _looks_like(text: str) -> str:
-    if text.lstrip()[:1] == "<":
-        return "an HTML page"
-    return next((what for sign, what in _OTHERS.items() if sign in text), "something else")

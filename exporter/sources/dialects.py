@@ -6,6 +6,7 @@ names joined in one tuple are added up.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -14,6 +15,16 @@ from typing import Final
 from exporter.config.model import Disaggregation, Kind
 from exporter.core.readings import Buckets, Counted, EngineReading, HistogramSeries, ModelGauges, Series
 from exporter.sources.exposition import ExpositionError, Sample, by_name
+
+# beside what is counted
+RUNNING: Final = "running"
+WAITING: Final = "waiting"
+KV_CACHE: Final = "kv_cache_usage"
+TTFT: Final = "ttft"
+# called the same by all that have them
+_MODEL: Final = "model_name"
+_OUTCOME: Final = "finished_reason"
+_START_TIME: Final = "process_start_time_seconds"
 
 Labels = tuple[tuple[str, str], ...]
 Names = tuple[tuple[str, ...], ...]  # alternatives, each a tuple of names to add up
@@ -39,17 +50,9 @@ class Dialect:
     kind: Kind
     known_from: KnownFrom
     sign: str
-    counters: Mapping[Counted, Names]
-    running: tuple[str, ...]
-    waiting: tuple[str, ...]
-    kv_cache: tuple[str, ...]
-    ttft: tuple[str, ...]
-    start_time: str = "process_start_time_seconds"
-    model_label: str = "model_name"
-    outcome_label: str = "finished_reason"
-    http_routes: tuple[str, ...] = ()
+    names: Mapping[str, Names]
     repeated: tuple[str, ...] = ()
-    decode: Mapping[Counted, Names] = field(default_factory=dict)
+    decode: Mapping[str, Names] = field(default_factory=dict)
 
     def fits(self, text: str) -> bool:
         """Tell whether a name on the page begins with the sign; inside of other names and of labels it says nothing."""
@@ -61,7 +64,7 @@ VLLM: Final = Dialect(
     kind=Kind.VLLM,
     known_from=KnownFrom.SERVERS,
     sign="vllm:generation_tokens",  # a router in front re-exports other vllm: names, never this one
-    counters={
+    names={
         Counted.PROMPT_TOKENS: (("vllm:prompt_tokens_total",),),
         Counted.CACHED_PROMPT_TOKENS: (
             ("vllm:prompt_tokens_cached_total",),  # 0.16+
@@ -70,32 +73,34 @@ VLLM: Final = Dialect(
         Counted.OUTPUT_TOKENS: (("vllm:generation_tokens_total",),),
         Counted.REQUESTS: (("vllm:request_success_total",),),
         Counted.HTTP_REQUESTS: (("http_requests_total",),),
+        RUNNING: (("vllm:num_requests_running",),),
+        WAITING: (("vllm:num_requests_waiting",),),
+        KV_CACHE: (
+            ("vllm:kv_cache_usage_perc",),  # 0.9.2+; both are ratios
+            ("vllm:gpu_cache_usage_perc",),  # V0, and V1 up to 0.11
+        ),
+        TTFT: (("vllm:time_to_first_token_seconds_bucket",),),
     },
-    running=("vllm:num_requests_running",),
-    waiting=("vllm:num_requests_waiting",),
-    kv_cache=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),  # 0.9.2+, V0 and V1 up to 0.11; both are ratios
-    ttft=("vllm:time_to_first_token_seconds",),
-    http_routes=("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"),
     decode={Counted.PROMPT_TOKENS: (("vllm:prompt_tokens_by_source_total",), ("vllm:prompt_tokens_total",))},  # 0.16+
 )
 
 # Prompt tokens of this source were computed, and counted, by the prefill engine.
 _COMPUTED_ELSEWHERE: Final = ("source", "external_kv_transfer")
+_GENERATING_ROUTES: Final = ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses")
 
 # llama-server --metrics; no labels, no start time, no histograms. Its prompt counter leaves cached tokens out.
 LLAMACPP: Final = Dialect(
     kind=Kind.LLAMACPP,
     known_from=KnownFrom.SERVERS,
     sign="llamacpp:tokens_predicted_total",
-    counters={
+    names={
         Counted.PROMPT_TOKENS: (("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total"),),
         Counted.CACHED_PROMPT_TOKENS: (("llamacpp:prompt_tokens_cached_total",),),
         Counted.OUTPUT_TOKENS: (("llamacpp:tokens_predicted_total",),),
+        RUNNING: (("llamacpp:requests_processing",),),
+        WAITING: (("llamacpp:requests_deferred",),),
+        KV_CACHE: (("llamacpp:kv_cache_usage_ratio",),),
     },
-    running=("llamacpp:requests_processing",),
-    waiting=("llamacpp:requests_deferred",),
-    kv_cache=("llamacpp:kv_cache_usage_ratio",),
-    ttft=(),
 )
 
 # SGLang 0.5 with --enable-metrics; no start time, since it always writes in multi-process mode. Tokens and requests are
@@ -106,16 +111,16 @@ SGLANG: Final = Dialect(
     kind=Kind.SGLANG,
     known_from=KnownFrom.SOURCE,
     sign="sglang:",
-    counters={
+    names={
         Counted.PROMPT_TOKENS: (("sglang:prompt_tokens_total",),),  # cached ones included
         Counted.CACHED_PROMPT_TOKENS: (("sglang:cached_tokens_total",),),  # one series for each cache they came from
         Counted.OUTPUT_TOKENS: (("sglang:generation_tokens_total",),),
         Counted.REQUESTS: (("sglang:num_requests_total",),),
+        RUNNING: (("sglang:num_running_reqs",),),
+        WAITING: (("sglang:num_queue_reqs",),),
+        KV_CACHE: (("sglang:token_usage",),),
+        TTFT: (("sglang:time_to_first_token_seconds_bucket",),),
     },
-    running=("sglang:num_running_reqs",),
-    waiting=("sglang:num_queue_reqs",),
-    kv_cache=("sglang:token_usage",),
-    ttft=("sglang:time_to_first_token_seconds",),
     repeated=("tp_rank", "pp_rank", "moe_ep_rank", "priority"),
     decode={Counted.PROMPT_TOKENS: (), Counted.CACHED_PROMPT_TOKENS: ()},
 )
@@ -127,15 +132,15 @@ NIM: Final = Dialect(
     kind=Kind.NIM,
     known_from=KnownFrom.DOCUMENTATION,
     sign="num_request_max",
-    counters={
+    names={
         Counted.PROMPT_TOKENS: (("prompt_tokens_total",),),
         Counted.OUTPUT_TOKENS: (("generation_tokens_total",),),
         Counted.REQUESTS: (("request_finish_total",), ("request_success_total",)),  # the older one may tell no reason
+        RUNNING: (("num_requests_running",),),
+        WAITING: (("num_requests_waiting",),),
+        KV_CACHE: (("gpu_cache_usage_perc",),),  # a ratio
+        TTFT: (("time_to_first_token_seconds_bucket",),),
     },
-    running=("num_requests_running",),
-    waiting=("num_requests_waiting",),
-    kv_cache=("gpu_cache_usage_perc",),  # a ratio
-    ttft=("time_to_first_token_seconds",),
 )
 
 # TGI; no labels, no start time, no TTFT: its queue time ends before the first token is made. Its only token counts are
@@ -145,15 +150,13 @@ TGI: Final = Dialect(
     kind=Kind.TGI,
     known_from=KnownFrom.DOCUMENTATION,
     sign="tgi_request_",
-    counters={
+    names={
         Counted.PROMPT_TOKENS: (("tgi_request_input_length_sum",),),
         Counted.OUTPUT_TOKENS: (("tgi_request_generated_tokens_sum",),),
         Counted.REQUESTS: (("tgi_request_success",),),
+        RUNNING: (("tgi_batch_current_size",),),
+        WAITING: (("tgi_queue_size",),),
     },
-    running=("tgi_batch_current_size",),
-    waiting=("tgi_queue_size",),
-    kv_cache=(),
-    ttft=(),
 )
 
 _BEYOND_ANY_COUNT: Final = 2.0**63
@@ -183,11 +186,11 @@ def recognise(text: str, kind: Kind) -> Dialect:
         UnknownPageError: no dialect of `kind` fits.
     """
     found = next((dialect for dialect in DIALECTS if dialect.fits(text)), None)
-    if found is not None and kind in (Kind.AUTO, found.kind):
-        return found
-    if found is not None:
+    if found is None:
+        raise UnknownPageError(f"expected the metrics page of an inference engine, found {_looks_like(text)}")
+    if kind not in (Kind.AUTO, found.kind):
         raise UnknownPageError(f"expected a page of {kind}, found one of {found.kind}")
-    raise UnknownPageError(f"expected the metrics page of an inference engine, found {_looks_like(text)}")
+    return found
 
 
 def _looks_like(text: str) -> str:
@@ -203,13 +206,26 @@ def _looks_like(text: str) -> str:
     return "something else"
 
 
+def _facts(dialect: Dialect) -> dict[str, Names]:
+    """Return under which names a page may have each fact."""
+    gauges = {fact: dialect.names.get(fact, ()) for fact in (RUNNING, WAITING, KV_CACHE, TTFT)}
+    return {**dialect.names, **gauges, "start_time": ((_START_TIME,),)}
+
+
 def wanted_names(dialect: Dialect) -> frozenset[str]:
     """Return the names of all samples that a dialect needs."""
-    tables = (*dialect.counters.values(), *dialect.decode.values())
-    counters = (name for alternatives in tables for names in alternatives for name in names)
-    histograms = (f"{name}_{part}" for name in dialect.ttft for part in ("bucket", "sum", "count"))
-    gauges = (*dialect.running, *dialect.waiting, *dialect.kv_cache, dialect.start_time)
-    return frozenset((*counters, *histograms, *gauges))
+    tables = (*_facts(dialect).values(), *dialect.decode.values())
+    names = {name for alternatives in tables for names in alternatives for name in names}
+    return frozenset(names | {f"{name.removesuffix('_bucket')}_sum" for name in names if name.endswith("_bucket")})
+
+
+def resolved(dialect: Dialect, text: str) -> dict[str, str | None]:
+    """Say for each fact under which name a page has it, None where it does not."""
+    names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if line and line[0] != "#"}
+    return {
+        str(fact): next((" + ".join(some) for some in alternatives if names.intersection(some)), None)
+        for fact, alternatives in _facts(dialect).items()
+    }
 
 
 def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disaggregation) -> EngineReading:
@@ -219,16 +235,17 @@ def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disag
         ExpositionError: a histogram is not whole.
     """
     page = by_name(samples)
-    names = {**dialect.counters, **(dialect.decode if disaggregation is Disaggregation.DECODE else {})}
+    names = {**dialect.names, **(dialect.decode if disaggregation is Disaggregation.DECODE else {})}
     counters: dict[Series, int] = {}
-    for counted, alternatives in names.items():
-        for sample in _chosen(page, alternatives):
-            series = _counter(dialect, counted, sample)
+    for counted in Counted:
+        for sample in _chosen(page, names.get(counted, ())):
+            series = _counter(counted, sample)
             if series is not None and _is_count(sample.value):
                 counters.setdefault(series, round(sample.value))
+    start_time = next((sample.value for sample in page.get(_START_TIME, [])), 0.0)
     return EngineReading(
         kind=dialect.kind,
-        start_time=_start_time(page.get(dialect.start_time, [])),
+        start_time=start_time if 0 < start_time < _BEYOND_ANY_TIME else None,
         counters=counters,
         ttft=_histograms(dialect, page),
         models=_gauges(dialect, page),
@@ -243,34 +260,26 @@ def _chosen(page: Mapping[str, list[Sample]], alternatives: Names) -> list[Sampl
     return []
 
 
-def _counter(dialect: Dialect, counted: Counted, sample: Sample) -> Series | None:
+def _counter(counted: Counted, sample: Sample) -> Series | None:
     labels = dict(sample.labels)
-    if counted is Counted.HTTP_REQUESTS and (
-        labels.get("status") not in ("2xx", "200") or labels.get("handler") not in dialect.http_routes
-    ):
+    answers = labels.get("status") in ("2xx", "200") and labels.get("handler") in _GENERATING_ROUTES
+    if _COMPUTED_ELSEWHERE in sample.labels or (counted is Counted.HTTP_REQUESTS and not answers):
         return None
-    if _COMPUTED_ELSEWHERE in sample.labels:
-        return None
-    outcome = labels.get(dialect.outcome_label, "") if counted is Counted.REQUESTS else ""
-    model, inner = _identity(sample.labels, dialect.model_label)
+    outcome = labels.get(_OUTCOME, "") if counted is Counted.REQUESTS else ""
+    model, inner = _identity(sample.labels)
     return Series(counted, model, outcome, f"{sample.name},{inner}")
 
 
 @lru_cache(maxsize=4096)
-def _identity(labels: Labels, model_label: str, repeated: tuple[str, ...] = ("le",)) -> tuple[str, str]:
+def _identity(labels: Labels, repeated: tuple[str, ...] = ("le",)) -> tuple[str, str]:
     """Return the model that labels name, and what else tells series apart: not the bound, where it is a bucket's."""
-    told_apart = [f"{name}={value}" for name, value in labels if name != model_label and name not in repeated]
-    return dict(labels).get(model_label, ""), ",".join(told_apart)
-
-
-def _start_time(samples: list[Sample]) -> float | None:
-    return samples[0].value if samples and 0 < samples[0].value < _BEYOND_ANY_TIME else None
+    told_apart = [f"{name}={value}" for name, value in labels if name != _MODEL and name not in repeated]
+    return dict(labels).get(_MODEL, ""), ",".join(told_apart)
 
 
 def _gauges(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[str, ModelGauges]:
-    running, waiting = _by_model(dialect, page, dialect.running), _by_model(dialect, page, dialect.waiting)
-    kv_cache = _by_model(dialect, page, dialect.kv_cache)
-    output = _by_model(dialect, page, dialect.counters[Counted.OUTPUT_TOKENS][0])
+    facts = (RUNNING, WAITING, KV_CACHE, Counted.OUTPUT_TOKENS)
+    running, waiting, kv_cache, output = (_by_model(dialect, page, fact) for fact in facts)
     return {
         model: ModelGauges(
             running=round(sum(running[model])) if model in running else None,
@@ -281,14 +290,14 @@ def _gauges(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[str, Mod
     }
 
 
-def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], names: tuple[str, ...]) -> dict[str, list[float]]:
-    found = next((page[name] for name in names if name in page), [])
+def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], fact: str) -> dict[str, list[float]]:
+    found = _chosen(page, dialect.names.get(fact, ()))
     first = {sample.labels: sample.value for sample in reversed(found)}  # of the same series
     greatest: dict[tuple[str, str], float] = {}
     for labels, value in first.items():
-        told_apart = _identity(labels, dialect.model_label, dialect.repeated)
-        if _is_count(value) and value >= greatest.get(told_apart, 0.0):
-            greatest[told_apart] = value
+        told_apart = _identity(labels, dialect.repeated)
+        if _is_count(value):
+            greatest[told_apart] = max(value, greatest.get(told_apart, 0.0))
     values: dict[str, list[float]] = {}
     for (model, _), value in greatest.items():
         values.setdefault(model, []).append(value)
@@ -296,15 +305,15 @@ def _by_model(dialect: Dialect, page: Mapping[str, list[Sample]], names: tuple[s
 
 
 def _histograms(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[HistogramSeries, Buckets]:
-    name = next((name for name in dialect.ttft if f"{name}_bucket" in page), None)
-    if name is None:
-        return {}
+    found = _chosen(page, dialect.names.get(TTFT, ()))
+    name = found[0].name.removesuffix("_bucket") if found else ""
     buckets: dict[tuple[str, str], dict[float, int]] = {}
-    for sample in page[f"{name}_bucket"]:
-        series = _identity(sample.labels, dialect.model_label)
-        buckets.setdefault(series, {}).setdefault(_bound(sample.labels, name), _count(sample.value, name))
-    summed = reversed(page.get(f"{name}_sum", []))
-    sums = {_identity(sample.labels, dialect.model_label): sample.value for sample in summed}
+    for sample in found:
+        bound = _bound(sample.labels, name)
+        if not _is_count(sample.value):
+            raise ExpositionError(f"{name}_bucket: expected a count, found {sample.value}")
+        buckets.setdefault(_identity(sample.labels), {}).setdefault(bound, round(sample.value))
+    sums = {_identity(sample.labels): sample.value for sample in reversed(page.get(f"{name}_sum", []))}
     return {
         HistogramSeries(*series): _whole_histogram(counts, sums.get(series), name) for series, counts in buckets.items()
     }
@@ -313,13 +322,10 @@ def _histograms(dialect: Dialect, page: Mapping[str, list[Sample]]) -> dict[Hist
 @lru_cache(maxsize=4096)
 def _bound(labels: Labels, name: str) -> float:
     text = dict(labels).get("le", "")
-    try:
-        bound = float(text)
-    except ValueError:
-        bound = math.nan
-    if math.isnan(bound):
-        raise ExpositionError(f"{name}_bucket: expected le to be a number, found {text!r}")
-    return bound
+    with suppress(ValueError):
+        if not math.isnan(bound := float(text)):
+            return bound
+    raise ExpositionError(f"{name}_bucket: expected le to be a number, found {text!r}")
 
 
 def _is_count(value: float) -> bool:
@@ -327,32 +333,8 @@ def _is_count(value: float) -> bool:
     return 0 <= value < _BEYOND_ANY_COUNT
 
 
-def _count(value: float, name: str) -> int:
-    if not _is_count(value):
-        raise ExpositionError(f"{name}_bucket: expected a count, found {value}")
-    return round(value)
-
-
 def _whole_histogram(counts: dict[float, int], total: float | None, name: str) -> Buckets:
     bounds = tuple(sorted(counts))
     if bounds[-1] != math.inf or total is None or not _is_count(total):
         raise ExpositionError(f"{name}: expected a whole histogram, found one without its +Inf bucket or its sum")
     return Buckets(bounds, tuple(counts[bound] for bound in bounds), total)
-
-
-def resolved(dialect: Dialect, text: str) -> dict[str, str | None]:
-    """Say for each fact under which name a page has it, None where it does not."""
-    names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if line and line[0] != "#"}
-    alternatives: dict[str, Names] = {str(counted): found for counted, found in dialect.counters.items()}
-    alternatives |= {
-        "running": tuple((name,) for name in dialect.running),
-        "waiting": tuple((name,) for name in dialect.waiting),
-        "kv_cache_usage": tuple((name,) for name in dialect.kv_cache),
-        "ttft": tuple((f"{name}_bucket",) for name in dialect.ttft),
-        "start_time": ((dialect.start_time,),),
-    }
-    return {fact: _first_found(found, names) for fact, found in alternatives.items()}
-
-
-def _first_found(alternatives: Names, names: set[str]) -> str | None:
-    return next((" + ".join(some) for some in alternatives if names.intersection(some)), None)

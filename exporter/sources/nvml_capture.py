@@ -7,18 +7,17 @@ machine is kept: UUIDs and bus addresses become numbered ones, and processes are
 import ctypes
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby
 from typing import Any, Final
 
 from exporter import __version__
 from exporter.clock import NANOSECONDS, Clock
 from exporter.sources import nvml
-from exporter.sources.nvml import CODES, Handle, NvmlError, call, raw
+from exporter.sources.nvml import CODES, UNSUPPORTED, Handle, NvmlError, call, raw
 from exporter.sources.nvml_fields import FIELD_IDS, MEMORY_V2
 from exporter.sources.nvml_parts import GPM_IDS, XidEvents
 
@@ -26,12 +25,8 @@ PATIENCE_SECONDS: Final = 10.0
 _BETWEEN_SAMPLES_SECONDS: Final = 1.1
 _LOOK_SECONDS: Final = 0.02
 _NUMBERS: Final = {name: number for number, name in CODES.items()}
-_OLDER: Final = frozenset({"function_not_found", "argument_version_mismatch"})
 _UNSAFE: Final = re.compile(rb"[^ -~]|\\|^[ !]| $")  # what the file would take for something else
-_FICTITIOUS: Final = {
-    "uuid": "00000000-0000-0000-0000-{:012d}".format,
-    "pci_bus_id": "00000000:{:02X}:00.0".format,
-}  # fmt: skip
+_FICTITIOUS: Final = {"uuid": "00000000-0000-0000-0000-{:012d}", "pci_bus_id": "00000000:{:02X}:00.0"}
 
 Calls = Mapping[str, tuple[str, *tuple[int, ...]]]  # by the scenario's key: the function, and what it takes
 
@@ -79,10 +74,6 @@ _IN_OLDER_DRIVERS: Final = {
 }
 
 
-def _bus_id(function: str, handle: Handle) -> str:
-    return str(call(function, handle).busId)
-
-
 def _listened(_: str, handle: Handle) -> str:
     """Listen for a moment; what has happened before is not told."""
     events = XidEvents(handle)
@@ -92,9 +83,20 @@ def _listened(_: str, handle: Handle) -> str:
     return ""
 
 
+def _or_older(function: str, *arguments: Any) -> Any:
+    """Make a call, by an older function where the driver has no newer one."""
+    try:
+        return call(function, *arguments)
+    except NvmlError as error:
+        if error.name not in UNSUPPORTED:
+            raise
+    return call(_IN_OLDER_DRIVERS[function], *arguments)
+
+
 _ASKED_BY: Final[Mapping[str, Callable[..., Any]]] = {
     **dict.fromkeys(("driver_version", "nvml_version", "uuid", "name"), raw),
-    "pci_bus_id": _bus_id,
+    **dict.fromkeys(("temperature", "clocks_event_reasons"), _or_older),
+    "pci_bus_id": lambda function, handle: str(call(function, handle).busId),
     "xids": _listened,
 }
 
@@ -106,7 +108,7 @@ def captured(library_path: str | None, clock: Clock) -> str:
         NvmlError: there is no driver, or a call hangs.
     """
     capture = _Capture(clock)
-    thread = threading.Thread(target=capture.run, args=(library_path,), name="capture", daemon=True)
+    thread = threading.Thread(target=capture.run, args=(library_path,), daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
@@ -125,21 +127,24 @@ class _Capture:
         self.key, self.began = "init", clock.now().monotonic
         self.failure: NvmlError | None = NvmlError("capture", "unknown")
         self._clock = clock
-        self._lines: list[str] = []
+        self._lines: defaultdict[str, list[str]] = defaultdict(list)  # by GPU, "" where they are of the driver
         self._models: Counter[str] = Counter()
-        self._seen: dict[str, dict[str, int]] = {}
+        self._seen: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self._sampling: list[Iterator[None]] = []
 
     def run(self, library_path: str | None) -> None:
         """Ask everything."""
         try:
             self._timed("init", nvml.open_library, library_path)
-            self._ask_all()
+            for index in range(self._ask_each(_SYSTEM, "").get("count", 0)):
+                self._gpu(f"gpu{index}.", index)
+            threading.Event().wait(_BETWEEN_SAMPLES_SECONDS if self._sampling else 0)
+            for sampling in self._sampling:
+                next(sampling, None)
             nvml.close_library()
+            self.failure = None
         except NvmlError as error:
             self.failure = error
-        else:
-            self.failure = None
 
     def scenario(self) -> str:
         """Return the file: who was asked, then all lines, those of a GPU together."""
@@ -151,51 +156,27 @@ class _Capture:
             f"# captured by doctor --capture of llm-cost-exporter {__version__} on {date}, {binding}",
             "# UUIDs and bus addresses are made up; `# KEY N us` is how long a call took, K=!N an error of nvml.h.",
         ]
-        blocks = (list(lines) for _, lines in groupby(sorted(self._lines, key=_gpu_of), key=_gpu_of))
-        return "\n\n".join("\n".join(block) for block in (head, *blocks)) + "\n"
+        return "\n\n".join("\n".join(lines) for lines in (head, *self._lines.values())) + "\n"
 
-    def _ask_all(self) -> None:
-        for index in range(self._ask_each(_SYSTEM, "").get("count", 0)):
-            self._gpu(index)
-        threading.Event().wait(_BETWEEN_SAMPLES_SECONDS if self._sampling else 0)
-        for sampling in self._sampling:
-            next(sampling, None)
-
-    def _gpu(self, index: int) -> None:
-        gpu = f"gpu{index}."
-        try:
+    def _gpu(self, gpu: str, index: int) -> None:
+        with self._refusals(f"{gpu}handle"):
             handle = self._timed(f"{gpu}handle", call, "nvmlDeviceGetHandleByIndex", index)
-        except NvmlError as error:
-            self._refused(f"{gpu}handle", error)
-            return
-        found = self._ask_each(_GPU, gpu, handle)
-        self._models[_written(found.get("name", "?"))] += 1
-        self._fields(gpu, handle)
-        is_monitored = "gpm" in found and bool(found["gpm"].isSupportedDevice)
-        if is_monitored:
-            self._sample(gpu, "nvmlGpmSampleGet", handle)
-        if found.get("mig_mode", [0])[0]:
-            for slot in range(found.get("mig_slots", 0)):
+            found = self._ask_each(_GPU, gpu, handle)
+            self._models[_written(found.get("name", "?"))] += 1
+            with self._refusals(f"{gpu}fields"):
+                self._results(f"{gpu}field", self._timed(f"{gpu}fields", lambda: list(nvml.fields(handle, FIELD_IDS))))
+            is_monitored = "gpm" in found and bool(found["gpm"].isSupportedDevice)
+            if is_monitored:
+                self._sample(gpu, "nvmlGpmSampleGet", handle)
+            for slot in range(found.get("mig_slots", 0) if found.get("mig_mode", [0])[0] else 0):
                 self._instance(f"{gpu}mig{slot}.", slot, handle, is_monitored=is_monitored)
 
     def _instance(self, instance: str, slot: int, parent: Handle, *, is_monitored: bool) -> None:
-        try:
+        with self._refusals(f"{instance}uuid", but="not_found"):  # an empty slot
             handle = self._timed(f"{instance}handle", call, "nvmlDeviceGetMigDeviceHandleByIndex", parent, slot)
-        except NvmlError as error:
-            if error.name != "not_found":  # an empty slot
-                self._refused(f"{instance}uuid", error)
-            return
-        found = self._ask_each(_INSTANCE, instance, handle)
-        if is_monitored and "gi" in found:
-            self._sample(instance, "nvmlGpmMigSampleGet", parent, found["gi"])
-
-    def _fields(self, gpu: str, handle: Handle) -> None:
-        try:
-            results = self._timed(f"{gpu}fields", lambda: list(nvml.fields(handle, FIELD_IDS)))
-        except NvmlError as error:
-            self._refused(f"{gpu}fields", error)
-        else:
-            self._results(f"{gpu}field", results)
+            found = self._ask_each(_INSTANCE, instance, handle)
+            if is_monitored and "gi" in found:
+                self._sample(instance, "nvmlGpmMigSampleGet", parent, found["gi"])
 
     def _sample(self, device: str, function: str, *arguments: Any) -> None:
         sampling = self._gpm(device, function, *arguments)
@@ -204,31 +185,25 @@ class _Capture:
 
     def _gpm(self, device: str, function: str, *arguments: Any) -> Iterator[None]:
         """Take a sample; when asked again take another, and write what was between them."""
-        samples = []
-        try:
+        samples: list[Handle] = []
+        with self._refusals(*(f"{device}gpm.{identifier}" for identifier in GPM_IDS)):
             samples += [call("nvmlGpmSampleAlloc"), call("nvmlGpmSampleAlloc")]
             self._timed(f"{device}gpm.sample", call, function, *arguments, samples[0])
             yield
             self._timed(f"{device}gpm.sample", call, function, *arguments, samples[1])
-            results = self._timed(f"{device}gpm.metrics", nvml.gpm_metrics, *samples, GPM_IDS)
-        except NvmlError as error:
-            results = [(identifier, _code(error), 0.0) for identifier in GPM_IDS]
-        self._results(f"{device}gpm", results)
+            self._results(f"{device}gpm", self._timed(f"{device}gpm.metrics", nvml.gpm_metrics, *samples, GPM_IDS))
         for sample in samples:
             with suppress(NvmlError):
                 call("nvmlGpmSampleFree", sample)
 
     def _ask_each(self, calls: Calls, device: str, *handle: Handle) -> dict[str, Any]:
         """Write down what each call answers; returns the answers by key, without those that were refused."""
-        found = {}
+        found: dict[str, Any] = {}
         for name, (function, *arguments) in calls.items():
             key = f"{device}{name}"
-            try:
-                answer = found[name] = self._timed(key, _answer, name, function, *handle, *arguments)
-            except NvmlError as error:
-                self._refused(key, error)
-            else:
-                self._lines.append(f"{key}={self._masked(name, _written(answer))}")
+            with self._refusals(key):
+                found[name] = self._timed(key, _ASKED_BY.get(name, call), function, *handle, *arguments)
+                self._write(key, f"{key}={self._masked(name, _written(found[name]))}")
         return found
 
     def _timed(self, key: str, ask: Callable[..., Any], *arguments: Any) -> Any:
@@ -237,32 +212,31 @@ class _Capture:
             return ask(*arguments)
         finally:
             took = self._clock.now().monotonic - self.began
-            self._lines.append(f"# {key} {took / 1000:.0f} us")
+            self._write(key, f"# {key} {took / 1000:.0f} us")
 
-    def _refused(self, key: str, error: NvmlError) -> None:
-        self._lines.append(f"{key}=!{_code(error)}")
+    @contextmanager
+    def _refusals(self, *keys: str, but: str = "") -> Iterator[None]:
+        """Write down by which number of nvml.h a call was refused, and go on."""
+        try:
+            yield
+        except NvmlError as error:
+            number = getattr(error.__cause__, "value", _NUMBERS.get(error.name, _NUMBERS["unknown"]))
+            for key in keys if error.name != but else ():
+                self._write(key, f"{key}=!{number}")
 
     def _results(self, key: str, results: Iterable[tuple[int, int, float]]) -> None:
-        self._lines += [f"{key}.{number}={f'!{result}' if result else value}" for number, result, value in results]
+        for number, result, value in results:
+            self._write(key, f"{key}.{number}={f'!{result}' if result else value}")
+
+    def _write(self, key: str, line: str) -> None:
+        self._lines[key.partition(".")[0] if "." in key else ""].append(line)
 
     def _masked(self, name: str, text: str) -> str:
         """Put a number of its own in the place of an identity, the same wherever that comes again."""
         if name not in _FICTITIOUS:
             return text
-        seen = self._seen.setdefault(name, {})
-        prefix = re.match(r"(?:GPU-|MIG-)*", text)
-        return (prefix[0] if prefix else "") + _FICTITIOUS[name](seen.setdefault(text, len(seen)))
-
-
-def _answer(name: str, function: str, *arguments: Any) -> Any:
-    """Make a call, by an older function where the driver has no newer one."""
-    ask: Callable[..., Any] = _ASKED_BY.get(name, call)
-    try:
-        return ask(function, *arguments)
-    except NvmlError as error:
-        if error.name not in _OLDER or function not in _IN_OLDER_DRIVERS:
-            raise
-    return ask(_IN_OLDER_DRIVERS[function], *arguments)
+        number = self._seen[name].setdefault(text, len(self._seen[name]))
+        return re.sub(r"^((?:GPU-|MIG-)*).*", rf"\g<1>{_FICTITIOUS[name].format(number)}", text)
 
 
 def _written(answer: Any) -> str:
@@ -270,17 +244,5 @@ def _written(answer: Any) -> str:
     if isinstance(answer, bytes):
         return _UNSAFE.sub(lambda match: f"\\x{match[0][0]:02x}".encode(), answer).decode("ascii")
     if isinstance(answer, ctypes.Structure):
-        names = (name for name, *_ in answer._fields_ if name != "version")
-        return " ".join(str(getattr(answer, name)) for name in names)
+        answer = [getattr(answer, name) for name, *_ in answer._fields_ if name != "version"]
     return " ".join(map(str, answer)) if isinstance(answer, (list, tuple)) else str(answer)
-
-
-def _code(error: NvmlError) -> int:
-    """Return the number that nvml.h has for an error."""
-    number: int = getattr(error.__cause__, "value", _NUMBERS.get(error.name, _NUMBERS["unknown"]))
-    return number
-
-
-def _gpu_of(line: str) -> int:
-    match = re.match(r"(?:# )?gpu(\d+)\.", line)
-    return int(match[1]) if match else -1
