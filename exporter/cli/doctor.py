@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -18,10 +20,14 @@ from exporter.cli.options import config_of_flags, engine_flags, load_or_exit
 from exporter.clock import NANOSECONDS, Instant, SystemClock
 from exporter.config.load import warnings
 from exporter.config.model import Config, Engine
+from exporter.core import cap
+from exporter.core.budgets import cap_mode, limits
 from exporter.core.gpu_readings import Total
 from exporter.core.gpus import GpuMeter
+from exporter.core.money import Kind
 from exporter.core.prices import HourlyPrice, gpu_timeline, in_force
 from exporter.core.scaling import min_replicas, signals
+from exporter.ledger import LedgerError, connect_read_only, read
 from exporter.sources.dialects import KnownFrom, UnknownPageError, recognise, resolved
 from exporter.sources.http import Request, SourceError, get, metrics_url, new_session
 from exporter.sources.network import NetworkSource
@@ -37,21 +43,28 @@ _EARLIEST_YEAR: Final = 2024  # a machine without a set clock is in 1970
     type=click.Path(path_type=Path),
     help="Instead of all that: write what the GPU driver answers, call by call and masked, into a new file.",
 )
-def doctor(*, capture_file: Path | None, config_file: Path | None, **flags: Any) -> None:
+@click.option(
+    "--storage.path",
+    "storage_path",
+    type=click.Path(path_type=Path),
+    help="The folder of the ledger, as `serve` is given it; it is only read.",
+)
+def doctor(*, capture_file: Path | None, storage_path: Path | None, config_file: Path | None, **flags: Any) -> None:
     """Look at everything that the config names: exit 0, or 1 when something is missing."""
     logging.getLogger("exporter").addHandler(logging.NullHandler())  # the report says it
     if capture_file is not None:
         library_path = load_or_exit(config_file).gpu.library_path if config_file else None
         code = doctor_gpu.capture(capture_file, library_path)
     else:
-        code = _reported(config_of_flags(config_file=config_file, **flags) or load_or_exit(config_file or Path()))
+        config = config_of_flags(config_file=config_file, **flags) or load_or_exit(config_file or Path())
+        code = _reported(config, storage_path)
     os._exit(code)  # a thread may hang in the GPU driver, whose library must not be taken down around a call
 
 
-def _reported(config: Config) -> int:
+def _reported(config: Config, storage: Path | None) -> int:
     """Print every section; returns the exit code."""
     code = 0
-    for title, findings in _sections(config):
+    for title, findings in _sections(config, storage):
         click.echo(title)
         for mark, text in findings:
             click.echo(f"  {mark} {text}")
@@ -59,7 +72,7 @@ def _reported(config: Config) -> int:
     return code
 
 
-def _sections(config: Config) -> Iterator[tuple[str, Iterable[Finding]]]:
+def _sections(config: Config, storage: Path | None) -> Iterator[tuple[str, Iterable[Finding]]]:
     """Yield each section when it is known: GPUs may take a while."""
     now = SystemClock().now()
     what = f"role {config.role}, {len(config.engines)} engine(s), a beat every {config.interval:g} s"
@@ -72,7 +85,8 @@ def _sections(config: Config) -> Iterator[tuple[str, Iterable[Finding]]]:
     yield "Prices", _prices(config, meter, now)
     yield "Network", _network(config)
     yield "Thresholds", _thresholds(config)
-    yield "Ledger", [(NOTE, "counters are kept in memory by this version; a restart begins anew")]
+    yield "Budgets", _budgets(config, now)
+    yield "Ledger", _ledger(storage)
 
 
 async def _engines(config: Config) -> list[Finding]:
@@ -151,6 +165,32 @@ def _network(config: Config) -> Iterator[Finding]:
     yield from ((OK, f"{name!r}: {sent} bytes sent so far") for name, sent in sent_bytes.items())
     if len(sent_bytes) > 1 and not price.interfaces:
         yield NOTE, "a bridge, bond or VLAN counts bytes again: name the way out in prices.network.interfaces"
+
+
+def _budgets(config: Config, now: Instant) -> Iterator[Finding]:
+    for budget in config.budgets:
+        amounts = ", ".join(
+            f"{float(limit / NANOSECONDS):g} USD a {period}" for period, limit in limits(budget).items()
+        )
+        yield OK, f"{budget.name}: {amounts} in {budget.timezone}, cap {cap_mode(budget)}"
+    for line in cap.warnings(config, now.wall):
+        yield NOTE, line
+    if not config.budgets:
+        yield NOTE, "none in the config"
+
+
+def _ledger(folder: Path | None) -> Iterator[Finding]:
+    if folder is None:
+        yield NOTE, "not looked at, since --storage.path is not given; without it `serve` keeps counters in memory"
+        return
+    try:
+        with closing(connect_read_only(folder)) as connection:
+            saved = read(connection, buckets_since=0)
+    except (LedgerError, sqlite3.Error, ValueError) as error:
+        yield PROBLEM, str(error)
+        return
+    spent = sum(amount for account, amount in saved.totals.items() if account.kind is Kind.SPEND)
+    yield OK, f"{folder}: {len(saved.totals)} accounts, {spent / NANOSECONDS:.2f} USD spent in all"
 
 
 def _thresholds(config: Config) -> Iterator[Finding]:

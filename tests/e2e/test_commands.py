@@ -113,7 +113,8 @@ def test_doctor_says_what_it_sees_and_why_not(tmp_path: Path):
     assert any(line.startswith("PROBLEM gone: http://127.0.0.1:9/metrics: refused") for line in lines)
     assert "ok      chat: pays for 0.5 GPU(s), each 0.8 USD an hour (usd_per_hour)" in lines
     assert "chat: ttft: off, since a batch engine has no ttft_target" in lines
-    assert any("budgets" in line for line in lines)
+    assert any("USD a day in UTC, cap shadow" in line for line in lines)
+    assert any("not looked at, since --storage.path is not given" in line for line in lines)
 
 
 def test_doctor_is_content_with_a_good_engine(tmp_path: Path):
