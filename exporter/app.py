@@ -24,7 +24,7 @@ from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core import cap
 from exporter.core.periods import KEPT_QUARTERS, QUARTER
 from exporter.core.snapshot import ConfigView, Snapshot
-from exporter.ledger import Ledger, LedgerError
+from exporter.ledger import Ledger, LedgerError, Saved
 from exporter.sources.http import new_session
 from exporter.sources.names import Resolver
 from exporter.watch import LostDriverError
@@ -84,6 +84,7 @@ class App:
         self._seen = self._signature()
         self._beat: Beat | None = None
         self._ledger: Ledger | None = None
+        self._about_storage: tuple[str, ...] = ()  # warnings that no reload mends
         self._books = Books()
         self._board = Board(self._clock, self._empty_snapshot(), own_page)
 
@@ -128,11 +129,18 @@ class App:
         try:
             self._ledger = await asyncio.to_thread(Ledger.open, folder, self._clock, buckets_since=since)
         except LedgerError as error:
-            self._view = replace(self._view, warnings=(*self._view.warnings, f"nothing is stored: {error}"))
+            self._warn_of_storage(f"nothing is stored: {error}")
             return [str(error)]
+        if self._ledger.set_aside:
+            self._warn_of_storage(f"the ledger was damaged, and began anew: {self._ledger.set_aside} is the old one")
         self._books = Books(self._ledger)
+        self._ledger.saved = Saved()  # the books have it, and a fleet's months are tens of megabytes
         self._books.start()
         return []
+
+    def _warn_of_storage(self, text: str) -> None:
+        self._about_storage = (text,)
+        self._view = replace(self._view, warnings=(text, *self._view.warnings))
 
     async def _close_ledger(self) -> None:
         if self._ledger is not None and not await asyncio.to_thread(self._ledger.close, _GOODBYE_SECONDS):
@@ -190,7 +198,7 @@ class App:
         except ConfigError as error:
             return error.lines
         now = self._clock.now()
-        found = (*warnings(config), *cap.warnings(config, now.wall))
+        found = (*self._about_storage, *warnings(config), *cap.warnings(config, now.wall))
         self._view = ConfigView(successful=True, last_success=now.unix_seconds, warnings=found)
         self._config = config
         if self._beat is not None:
@@ -307,6 +315,8 @@ class App:
             accounting_start=None,
             hub_url=self._config.hub_url if self._config else None,
             config=self._view,
+            totals=self._books.totals(),
+            ledger=self._books.ledger(),
         )
 
 

@@ -12,7 +12,6 @@ import msgspec
 from exporter.books import Books
 from exporter.clock import NANOSECONDS, Instant
 from exporter.config.model import Budget
-from exporter.core.budgets import BudgetMeter
 from exporter.core.meter import EngineMeter, MeterState, Terms
 from exporter.core.prices import Interval
 from exporter.core.windows import EngineTotals
@@ -36,9 +35,10 @@ class Resume:
         self._last_beat = int(books.meta[_LAST_BEAT]) if _LAST_BEAT in books.meta else None
         self._states = dict(books.states)
         self._series: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
-        for series, second, values in books.samples:
+        samples, books.samples = books.samples, ()
+        for series, second, values in samples:
             self._series.setdefault(series, []).append((second, values))
-        self._sampled = max((second // _MINUTE for _, second, _ in books.samples), default=None)
+        self._sampled = max((second // _MINUTE for _, second, _ in samples), default=None)
         self._written = set(books.states)
 
     def engine(self, meter: EngineMeter, terms: Terms) -> None:
@@ -79,6 +79,7 @@ class Resume:
         """Hand everything to the ledger: what was posted, and what must agree with it."""
         states: dict[str, bytes | None] = {_ENGINE + name: meter.state(terms[name]) for name, meter in meters.items()}
         self._states.clear()  # an engine that comes back later has been away
+        self._series.clear()
         gone = self._written - states.keys()
         self._written = set(states)
         meta = {_LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}
@@ -102,14 +103,8 @@ class Resume:
 
 
 def _budget_series(budget: Budget) -> str:
-    """Name a budget's samples also by what it matches: with another match its total is another sum."""
-    return f"{_BUDGET}{budget.name}:{msgspec.json.encode(budget.match).decode()}"
-
-
-def _series(meter: BudgetMeter) -> str:
-    """Name the samples of a budget by what it holds, too: under another match they would be other totals."""
-    match = zlib.crc32(msgspec.json.encode(meter.budget.match))
-    return f"{_BUDGET}{meter.budget.name}:{match:08x}"
+    """Name a budget's samples by what it matches, too: under another match its total is another sum."""
+    return f"{_BUDGET}{budget.name}:{zlib.crc32(msgspec.json.encode(budget.match)):08x}"
 
 
 def _decoded(state: bytes | None) -> MeterState | None:

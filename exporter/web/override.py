@@ -1,7 +1,5 @@
 """What somebody asks for who overrides a budget: JSON into an Override."""
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -57,23 +55,31 @@ def parse(budget: str, body: bytes, now: int) -> Override:
     Raises:
         ConfigError: with every problem that it has.
     """
-    try:
-        plain = msgspec.json.encode(msgspec.json.decode(body))  # JSON without escapes is YAML
-    except (msgspec.DecodeError, RecursionError):
-        raise ConfigError(["expected a JSON object, found something else"]) from None
-    try:
-        wanted = parse_as(_Wanted, plain, _NAME, partial(_disagreements, now))
-    except ConfigError as error:
-        raise ConfigError([line.removeprefix(f"{_NAME}:1: ") for line in error.lines]) from None
+    wanted = _read(body)
+    problem = _disagreement(wanted, now)
+    if problem:
+        raise ConfigError([problem])
     end = wanted.end(now) if wanted.amount_usd else now
     return Override(budget=budget, amount_nano_usd=wanted.amount_usd, until_ns=end, at_ns=now, reason=wanted.reason)
 
 
-def _disagreements(now: int, wanted: _Wanted) -> Iterator[tuple[str, str]]:
+def _read(body: bytes) -> _Wanted:
+    try:
+        plain = msgspec.json.encode(msgspec.json.decode(body))  # without escapes and line breaks it is YAML, too
+    except (msgspec.DecodeError, RecursionError):
+        raise ConfigError(["expected a JSON object, found something else"]) from None
+    try:
+        return parse_as(_Wanted, plain, _NAME, lambda _: ())
+    except ConfigError as error:
+        raise ConfigError([line.removeprefix(f"{_NAME}:1: ") for line in error.lines]) from None
+
+
+def _disagreement(wanted: _Wanted, now: int) -> str | None:
+    """Say what no single value shows; nothing needs no end."""
     if not wanted.amount_usd:
-        return
+        return None
     if (wanted.until is None) == (wanted.lasting is None):
-        found = "neither" if wanted.until is None else "both"
-        yield "until", f"expected either until or for, found {found}"
-    elif not now < wanted.end(now) <= now + _LONGEST:
-        yield "until" if wanted.lasting is None else "for", "expected an end within the next 31 days, found another"
+        return f"until: expected either until or for, found {'neither' if wanted.until is None else 'both'}"
+    if now < wanted.end(now) <= now + _LONGEST:
+        return None
+    return f"{'until' if wanted.lasting is None else 'for'}: expected an end within the next 31 days, found another"
