@@ -12,7 +12,7 @@ from exporter import __version__
 from exporter.books import Books
 from exporter.clock import NANOSECONDS, Clock, Instant
 from exporter.config.model import Config, Engine
-from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
+from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost, denial_accounts
 from exporter.core.meter import EngineMeter, Terms, spend_account
 from exporter.core.money import Account, Category, Entry, Kind
 from exporter.core.periods import KEPT_QUARTERS, QUARTER, cuts
@@ -122,6 +122,7 @@ class Beat:
             await self._replace(adopted)
         await self._books.post(Entry(account, 0, 0) for account in self._standing_accounts().values())
         await self._books.post(self._network.opened(self._network_accounts()))
+        await self._books.post(Entry(account, 0, 0) for account in denial_accounts(self.config.budgets))
         for name in self._terms:
             await self._books.post(self._meters[name].opened(self._terms[name]))
             self._meters[name].remember(now.monotonic)

@@ -22,7 +22,8 @@ from exporter.core.network import NetworkMeter, NetworkReading, charges
 from exporter.core.prices import Interval, gpu_timeline, in_force
 from exporter.core.readings import Failure
 from exporter.core.snapshot import GpusView, SourceView
-from exporter.sources.gpus import GpuSources, named_uuids
+from exporter.core.windows import MINUTE
+from exporter.sources.gpus import GpuSources
 from exporter.sources.network import NetworkSource
 from exporter.sources.watched import Watched
 
@@ -55,6 +56,7 @@ class GpuWatch:
         self._errors_before: Counter[tuple[str, str]] = Counter()
         self._shares: Mapping[str, Shares] = {}
         self._draws: dict[str, Draws] = {}
+        self._unsteady: dict[str, int] = {}  # by engine: when one of its GPUs last did not answer
         self._config = config
         self._sources = self._opened(config)
         self._watched = Watched(self._sources)
@@ -65,10 +67,12 @@ class GpuWatch:
     def adopt(self, config: Config) -> None:
         """Go by another config from now on; whoever tells of GPUs is asked anew only where it says something else."""
         before, self._config = self._config, config
-        self._shares = self._meter.shares(config.engines)
         names = {engine.name for engine in config.engines}
         self._draws = {name: draws for name, draws in self._draws.items() if name in names}
-        if _asks(before) != _asks(config):
+        if _asks(before) == _asks(config):
+            self._sources.adopt(config)
+            self._meter.forget(self._sources.is_wanted)
+        else:
             self._sources.close()
             self._errors_before, self._errors = self._errors_before + Counter(self._errors), {}
             closed, self._sources = self._sources, self._opened(config)
@@ -76,6 +80,7 @@ class GpuWatch:
                 self._watched.reads = self._sources
             else:
                 self._watched = Watched(self._sources)
+        self._shares = self._meter.shares(config.engines)
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -113,13 +118,20 @@ class GpuWatch:
         timeline = gpu_timeline(self._config.prices.gpu, names)
         now = in_force(measured(timeline, draws.mean()), (interval.end if interval else self._clock.now().wall) - 1)
         by_energy = any(price.nano_usd_per_joule for price in timeline) and draws.to_book()
-        is_known = not by_energy or self._meter.all_up(shares)
+        is_known = not by_energy or self._is_steady(name, shares)
         return replace(
             terms,
             gpu=next(iter(names)) if len(names) == 1 else (SEVERAL_GPUS if names else UNNAMED_GPU),
             gpu_prices=measured(timeline, draws.to_book()),
             gpu_price_now=now if is_known else replace(now, nano_usd_per_hour=None),
         )
+
+    def _is_steady(self, engine: str, shares: Shares) -> bool:
+        """Tell whether all GPUs of an engine answered in the last minute: after a loss, much energy comes at once."""
+        now = self._clock.now().monotonic
+        if not self._meter.all_up(shares):
+            self._unsteady[engine] = now
+        return now - self._unsteady.get(engine, now - 2 * MINUTE) > MINUTE
 
     def _drawn(self, engine: str, shares: Shares, interval: Interval | None) -> Draws:
         drawn, draws = self._meter.drawn(shares), self._draws.setdefault(engine, Draws())
@@ -162,8 +174,8 @@ class GpuWatch:
 
 
 def _asks(config: Config) -> object:
-    """Return all that decides who is asked, and for what."""
-    return config.gpu, named_uuids(config), config.interval
+    """Return all that decides who is asked."""
+    return config.gpu.source, config.gpu.library_path, config.gpu.dcgm_url
 
 
 class NetworkWatch:

@@ -167,6 +167,11 @@ def _timeline(timeline: tuple[DatedPrice, ...]) -> Iterator[tuple[str, str]]:
 def _budgets(budgets: tuple[Budget, ...]) -> Iterator[tuple[str, str]]:
     yield from _unique("budgets", "name", [budget.name for budget in budgets])
     for index, budget in enumerate(budgets):
+        if budget.name == "check":
+            yield (
+                f"budgets[{index}].name",
+                "expected another name, since /v1/budgets/check is the check, found 'check'",
+            )
         if budget.daily_usd is None and budget.monthly_usd is None:
             yield f"budgets[{index}]", "expected daily_usd or monthly_usd, found neither"
         if budget.timezone not in available_timezones():

@@ -15,6 +15,7 @@ from exporter.config import units
 from exporter.config.prices import Prices
 from exporter.config.section import (
     Amount,
+    Device,
     Duration,
     Flag,
     GpuCount,
@@ -71,7 +72,7 @@ class Disaggregation(StrEnum):
 class GpuShare(Section, frozen=True, kw_only=True):
     """A part of one device: `share` of a GPU, or `slices` of the seven compute slices for a MIG instance."""
 
-    uuid: Name
+    uuid: Device
     share: Annotated[Decimal, units.GPU_SHARE] | None = None
     slices: Annotated[int, units.SLICES] | None = None
 
@@ -95,7 +96,7 @@ class Engine(Section, frozen=True, kw_only=True):
     min_replicas: Whole | None = None
     ttft_target: Duration | None = None
     max_output_tokens_per_second: Positive | None = None
-    gpus: GpuCount | tuple[Name | GpuShare, ...] = Fraction(1)
+    gpus: GpuCount | tuple[Device | GpuShare, ...] = Fraction(1)
     disaggregation: Disaggregation = Disaggregation.NONE
     token_file: Path | None = None
     ca_file: Path | None = None
@@ -148,7 +149,7 @@ class Gpu(Section, frozen=True, kw_only=True):
 
     source: GpuSource = GpuSource.AUTO
     dcgm_url: Annotated[str, units.URL_TEMPLATE] | None = None
-    select: GpuSelect | tuple[Name, ...] = GpuSelect.OWN
+    select: GpuSelect | tuple[Device, ...] = GpuSelect.OWN
     name: Name | None = None
     library_path: Path | None = None
     on_fatal: OnFatal = OnFatal.DEGRADE

@@ -118,6 +118,12 @@ def _line(text: str) -> str:
     return text
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"(GPU|MIG)-[0-9A-Za-z/-]{1,100}", text, re.ASCII):
+        raise ValueError(text)
+    return text
+
+
 def _instant(text: str) -> int:
     """Parse an ISO 8601 date or time into Unix nanoseconds; without a zone it is UTC."""
     moment = datetime.fromisoformat(text)
@@ -146,6 +152,7 @@ WHOLE: Final = Scalar("a whole number, 0 or more", _whole(0, 10**12))
 WHOLE_POSITIVE: Final = Scalar("a whole number, 1 or more", _whole(1, 10**12))
 DENY_STATUS: Final = Scalar("an HTTP status from 400 to 599", _whole(400, 599))
 NAME: Final = Scalar(f"a name of 1 to {_LONGEST_NAME} printable characters", _name)
+DEVICE: Final = Scalar("a UUID as the driver spells it, GPU-… or MIG-…", _device)
 URL: Final = Scalar("an address like http://127.0.0.1:8000, without user, password or query", _url, secret=True)
 URL_TEMPLATE: Final = Scalar(
     "an address like http://127.0.0.1:9400 or http://${NODE_IP}:9400, without user, password or query",

@@ -297,6 +297,12 @@ def max_affordable_replicas(money: int, left: int, engines: Sequence[EngineCost]
     return found
 
 
+def denial_accounts(budgets: Iterable[Budget]) -> list[Account]:
+    """Return the accounts in which denials of these budgets are counted; a cap that is off has none."""
+    modes = [(budget.name, cap_mode(budget)) for budget in budgets]
+    return [Account(Kind.BUDGET_DENIED, (name, mode)) for name, mode in modes if mode is not CapMode.OFF]
+
+
 def cap_mode(budget: Budget) -> CapMode:
     """Return what happens at the limit; `hard_cap` means enforce."""
     return CapMode.ENFORCE if budget.hard_cap else budget.cap.mode

@@ -97,7 +97,7 @@ class GpuReading:
     mig_mode: str = ""
     up: bool
     sampled: int | None
-    stuck_seconds: float = 0.0
+    stuck_seconds: float | None = None  # None where nobody holds calls
     gauges: Gauges = field(default_factory=dict)
     totals: Totals = field(default_factory=dict)
     supported: Mapping[str, bool] = field(default_factory=dict)
@@ -115,9 +115,14 @@ class Driver:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpusReading:
-    """All GPUs that one source shows, in no order; `errors` counts failed NVML calls by call and error."""
+    """All GPUs that one source shows, in no order; `errors` counts failed NVML calls by call and error.
+
+    `shown` is how many there are, also those that cannot be told apart since they have never answered; None: as many
+    as in `gpus`.
+    """
 
     gpus: tuple[GpuReading, ...]
+    shown: int | None = None
     driver: Driver | None = None
     errors: Mapping[tuple[str, str], int] = field(default_factory=dict)
 

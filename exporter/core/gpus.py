@@ -1,6 +1,6 @@
 """Every GPU that was ever seen: what it counted, through losses and restarts of its driver, and who pays for it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
@@ -14,9 +14,12 @@ from exporter.core.windows import MINUTE, History
 
 Shares = Mapping[str, Fraction]  # by UUID: how much of that GPU
 
+_MIG: Final = "MIG-"
 _MEMORY: Final = 6 * MINUTE
 _BUSY: Final = (Total.BUSY, "")
 _ENERGY: Final = (Total.ENERGY, "")
+_MOST_A_NANOSECOND: Final = {Total.BUSY: 1, Total.THROTTLE: 1, Total.ENERGY: 3000}  # 3 kW: no GPU draws as much
+_SLACK: Final = 90 * NANO  # a dcgm-exporter's figures may be that old
 _AS_THE_DEVICE_COUNTS: Final = frozenset({Total.ECC})
 
 
@@ -44,17 +47,19 @@ class _Gpu:
         self.last = reading
         self.totals: dict[tuple[Total, str], int] = {}
         self.busy = _new_history()
-        self._counted: dict[tuple[Total, str], int] = {}
+        self._counted: dict[tuple[Total, str], tuple[int, int]] = {}  # value, and monotonic nanosecond
         self._energy_before: int | None = None
 
     def advance(self, reading: GpuReading) -> None:
         """Take the next reading."""
         self._energy_before = self.totals.get(_ENERGY)
-        began_anew = reading.totals.get(_BUSY, 0) < self._counted.get(_BUSY, 0)
+        now = reading.sampled or 0
+        began_anew = reading.totals.get(_BUSY, 0) < self._counted.get(_BUSY, (0, 0))[0]
         for key, value in reading.totals.items():
-            moved = _moved(key[0], self._counted.get(key), value)
+            before, counted = self._counted.get(key, (None, now))
+            moved = _plausible(key[0], _moved(key[0], before, value), max(now - counted, 0))
             self.totals[key] = value if key[0] in _AS_THE_DEVICE_COUNTS else self.totals.get(key, 0) + moved
-        self._counted |= reading.totals
+            self._counted[key] = value, now
         is_known = (Measure.UTILIZATION, "") in reading.gauges
         if began_anew or not is_known:
             self.busy = _new_history()  # time of which nothing is known must not count as idle
@@ -74,7 +79,7 @@ class _Gpu:
         """No source says anything of it any more."""
         self._energy_before = self.totals.get(_ENERGY)
         self.busy = _new_history()
-        self.last = replace(self.last, up=False, gauges={}, instances=(), stuck_seconds=0.0)
+        self.last = replace(self.last, up=False, gauges={}, instances=(), stuck_seconds=None)
 
     def busy_ratio(self, window: int) -> float | None:
         """Return the mean share of busy time in the last nanoseconds; None where it is not known."""
@@ -98,12 +103,20 @@ def _moved(total: Total, before: int | None, now: int) -> int:
     return 0 if total is Total.PCIE else now
 
 
+def _plausible(total: Total, moved: int, gap: int) -> int:
+    """Return what was counted, 0 where a GPU cannot have done so much: another source tells, or one page was wrong."""
+    most = _MOST_A_NANOSECOND.get(total)
+    return moved if most is None or moved <= most * (gap + _SLACK) else 0
+
+
 class GpuMeter:
     """Follows all GPUs from beat to beat."""
 
     def __init__(self) -> None:
         self._gpus: dict[str, _Gpu] = {}
         self._parents: dict[str, str] = {}  # by the UUID of a MIG instance: the GPU that it is part of
+        self._present: list[str] = []  # what the last reading told apart
+        self._shown = 0  # how many GPUs it showed
 
     def advance(self, reading: GpusReading | None) -> None:
         """Take a beat's reading; None where there was none."""
@@ -113,6 +126,15 @@ class GpuMeter:
             self._parents |= {instance.uuid: uuid for instance in gpu.instances}
         for uuid in self._gpus.keys() - found.keys():
             self._gpus[uuid].lose()
+        if reading is not None:
+            self._present = list(found)
+            self._shown = len(found) if reading.shown is None else reading.shown
+
+    def forget(self, is_wanted: Callable[[str], bool]) -> None:
+        """Forget the GPUs that nobody wants to see any more."""
+        self._gpus = {uuid: gpu for uuid, gpu in self._gpus.items() if is_wanted(uuid)}
+        self._present = [uuid for uuid in self._present if is_wanted(uuid)]
+        self._shown = len(self._present)
 
     def views(self, now: int) -> tuple[GpuView, ...]:
         """Return all GPUs in order of their index, with each reading's age at a monotonic nanosecond."""
@@ -130,20 +152,30 @@ class GpuMeter:
         engines = tuple(engines)
         listed = {engine.name: self._listed(engine) for engine in engines if not isinstance(engine.gpus, Fraction)}
         taken = {uuid for shares in listed.values() for uuid in shares}
-        free = [uuid for uuid in self._gpus if uuid not in taken]
+        unlisted = self._shown - len(taken.intersection(self._present))
         numbers = {engine.name: engine.gpus for engine in engines if isinstance(engine.gpus, Fraction) and engine.gpus}
-        if free and len(free) == ceil(sum(numbers.values())) and (len(free) == 1 or len(numbers) == 1):
+        want = ceil(sum(numbers.values()))
+        free = [uuid for uuid in self._present if uuid not in taken]
+        lost = [uuid for uuid in self._gpus if uuid not in taken and uuid not in free]
+        if len(free) + len(lost) == want >= unlisted:
+            free += lost  # those that are silent can only be these
+        if free and len(free) == want >= unlisted and (want == 1 or len(numbers) == 1):
             for name, number in numbers.items():
-                listed[name] = dict.fromkeys(free, number / len(free))
+                listed[name] = dict.fromkeys(free, number / want)
         return listed
 
     def _listed(self, engine: Engine) -> Shares:
         shares: dict[str, Fraction] = {}
         for gpu in engine.gpus if not isinstance(engine.gpus, Fraction) else ():
             share = gpu if isinstance(gpu, GpuShare) else GpuShare(uuid=gpu)
-            uuid = self._parents.get(share.uuid, share.uuid)
+            only = self._only_one() if share.uuid.startswith(_MIG) else None
+            uuid = self._parents.get(share.uuid) or only or share.uuid
             shares[uuid] = shares.get(uuid, Fraction(0)) + share.fraction
         return shares
+
+    def _only_one(self) -> str | None:
+        """Return the GPU that any MIG instance must be on, where it is the only one there."""
+        return self._present[0] if len(self._present) == self._shown == 1 else None
 
     def names(self, shares: Shares) -> dict[str, Fraction]:
         """Return the product names of an engine's GPUs, and how much of each it has; nothing where one is not known."""
@@ -189,7 +221,7 @@ def expected(engines: Iterable[Engine]) -> int:
             numbers += engine.gpus
         else:
             uuids |= {gpu if isinstance(gpu, str) else gpu.uuid for gpu in engine.gpus}
-    whole = {uuid for uuid in uuids if not uuid.startswith("MIG-")}
+    whole = {uuid for uuid in uuids if not uuid.startswith(_MIG)}
     return ceil(numbers) + len(whole) + (len(uuids) > len(whole))
 
 

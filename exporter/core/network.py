@@ -27,13 +27,15 @@ class NetworkMeter:
     def advance(self, reading: NetworkReading) -> int:
         """Return the bytes sent since the last reading; the first one is a baseline, so that it gives 0.
 
-        Each interface is compared with itself before anything is summed. One that appears later, and one whose counter
-        fell, which is another of the same name, count in full. What a vanished one sent last is not known.
+        Each interface is compared with itself before anything is summed, also with how it stood before it was gone for
+        a while. One that is new is a baseline, since it may be an old one by a new name; one whose counter fell is
+        another of the same name, and counts in full. What a vanished one sent last is not known.
         """
-        last, self._last = self._last, reading.sent_bytes
+        last = self._last
+        self._last = {**(last or {}), **reading.sent_bytes}
         if last is None:
             return 0
-        return sum(_moved(last.get(name, 0), value) for name, value in reading.sent_bytes.items())
+        return sum(_moved(last.get(name, value), value) for name, value in reading.sent_bytes.items())
 
     def rebaseline(self) -> None:
         """Take the next reading as a baseline: what is sent until then is not charged."""

@@ -95,7 +95,7 @@ GPUS: Final[tuple[Row, ...]] = (
         "What the GPU is; always 1. `gpu` is the driver's index and may change with a reboot, `uuid` does not.",
         (*_GPU, "name", "pci_bus_id", "architecture", "mig_mode"), Fleet.NONE, _info),
     _each("gpu_up",
-        "1 where the GPU has answered in the last 15 s, 0 where it is lost, hangs, or its source is gone.",
+        "1 where the GPU answered at the last look, by the driver within 15 s of it; 0 where it or its source is lost.",
         lambda view: float(view.reading.up)),
     _gauge(Measure.UTILIZATION, Fleet.NONE,
         "Share of time in which any kernel ran: a duty cycle, high already with one request; not how full the GPU is."),

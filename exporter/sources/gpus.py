@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,6 +15,7 @@ from exporter.config.model import Config, GpuSelect, GpuSource
 from exporter.core.gpu_readings import GpusReading
 from exporter.sources.dcgm import DcgmSource, Owner
 from exporter.sources.http import SourceError
+from exporter.sources.nvml import in_words
 from exporter.sources.nvml_driver import NvmlDriver
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,7 @@ NVML, DCGM, NONE = str(GpuSource.NVML), str(GpuSource.DCGM), str(GpuSource.NONE)
 _FIRST_ANSWER_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.02
 _DEADLINE_SHARE: Final = 0.9
+_LONGEST_PAGE_SECONDS: Final = 2.0  # no slow page holds up what the engines said
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # What is most likely; anything else that NVML says stands on the page from its first time on.
 _NVML_REASONS: Final = ("library_not_found", "driver_not_loaded", "driver_mismatch", "no_permission", "no_devices",
@@ -49,19 +53,35 @@ class GpuSources:
         gpu = config.gpu
         self.target = str(gpu.source)  # as the config has it, so that its counters stay one series
         self.choice = Choice(gpu.source, "config")
+        self._session, self._clock, self._environ = session, clock, environ
         self._wanted = gpu.source
         self._is_driver_known = False
+        self._plan: object = None
         self._first = min(_FIRST_ANSWER_SECONDS, config.interval * _DEADLINE_SHARE)
         self._driver: NvmlDriver | None = None
         self._dcgm: DcgmSource | None = None
-        owner = Owner(pod=pod_name(environ), namespace=namespace(environ), uuids=named_uuids(config))
         if gpu.source in (GpuSource.AUTO, GpuSource.NVML):
             self.choice = Choice("", "starting")
-            self._driver = NvmlDriver(gpu.library_path, wanted(gpu.select, owner.uuids), clock)
+            self._driver = NvmlDriver(gpu.library_path, lambda _: True, clock)
+        self.adopt(config)
+        if self._driver is not None:
             self._driver.start()
-        if gpu.source in (GpuSource.AUTO, GpuSource.DCGM) and gpu.dcgm_url is not None:
-            timeout = config.interval * _DEADLINE_SHARE
-            self._dcgm = DcgmSource(gpu, owner, session, clock, timeout, environ)
+
+    def adopt(self, config: Config) -> None:
+        """Look at other GPUs, or for another time, from now on; who is asked stays."""
+        gpu, plan = config.gpu, (config.gpu, named_uuids(config), config.interval)
+        self._uuids = wanted(config)
+        if self._driver is not None:
+            self._driver.want(self.is_wanted)
+        if gpu.source in (GpuSource.AUTO, GpuSource.DCGM) and gpu.dcgm_url is not None and plan != self._plan:
+            owner = Owner(pod=pod_name(self._environ), namespace=namespace(self._environ), uuids=named_uuids(config))
+            timeout = min(config.interval * _DEADLINE_SHARE, _LONGEST_PAGE_SECONDS)
+            self._dcgm = DcgmSource(gpu, owner, self._session, self._clock, timeout, self._environ)
+        self._plan = plan
+
+    def is_wanted(self, uuid: str) -> bool:
+        """Tell whether a GPU that the driver shows is looked at."""
+        return not self._uuids or uuid in self._uuids
 
     @property
     def driver(self) -> NvmlDriver | None:
@@ -116,37 +136,43 @@ class GpuSources:
     def _choose(self) -> None:
         if self._driver is None:
             return
-        status = self._driver.status
-        self._is_driver_known |= status.is_up
-        by_driver = self._is_driver_known or self._wanted is GpuSource.NVML
+        status, mute = self._driver.status, self._mute(self._driver)
+        self._is_driver_known |= self._driver.has_answered
+        by_driver = (
+            self._is_driver_known or self._wanted is GpuSource.NVML or (status.is_up and not (mute and self._dcgm))
+        )
         source = NVML if by_driver else (DCGM if self._dcgm else NONE)
-        chosen = Choice(source, status.reason, status.detail)
+        chosen = Choice(source, mute or status.reason, in_words(mute) if mute else status.detail)
         if chosen.source != self.choice.source:
             why = f": {chosen.detail}" if chosen.detail else ""
             log.info("GPUs are read by %s%s", chosen.source, why)
         self.choice = chosen
 
+    def _mute(self, driver: NvmlDriver) -> str:
+        """Say why no GPU that the driver shows has ever answered; "" where one has, or may do so yet."""
+        if driver.has_answered or not driver.status.is_up or not driver.is_settled:
+            return ""
+        errors = driver.reading().errors
+        return max(errors, key=lambda error: errors[error])[1] if errors else "not_ours"
+
     def _of_driver(self, driver: NvmlDriver) -> GpusReading:
-        if not driver.status.is_up:
-            raise SourceError(driver.status.reason, driver.status.detail)
+        if not driver.status.is_up or self.choice.reason != driver.status.reason:
+            raise SourceError(self.choice.reason, self.choice.detail)
         reading = driver.reading()
-        if driver.is_settled and not (reading.gpus or reading.errors):
-            raise SourceError(
-                "not_ours", f"none of the {driver.status.visible} visible GPU(s) is one that is asked for"
-            )
-        return reading
+        return replace(reading, shown=len(self._uuids)) if self._uuids else reading
 
 
-def wanted(select: GpuSelect | tuple[str, ...], named: frozenset[str]) -> Callable[[str], bool]:
-    """Say which GPUs that the driver shows are looked at, by UUID.
+def wanted(config: Config) -> frozenset[str]:
+    """Return the UUIDs of the GPUs that are looked at where the driver shows others, too; none: all that it shows.
 
-    A container is shown its own GPUs, so all are its own where the config names none; a MIG instance is named by a
-    UUID that does not tell which GPU it is on.
+    A container is shown its own GPUs, so all are its own where the config names none, or not all; a MIG instance is
+    named by a UUID that does not tell which GPU it is on.
     """
-    uuids = named if select is GpuSelect.OWN else frozenset(() if isinstance(select, GpuSelect) else select)
-    if not uuids or any(uuid.startswith("MIG-") for uuid in uuids):
-        return lambda _: True
-    return uuids.__contains__
+    select, named = config.gpu.select, named_uuids(config)
+    counts_some = any(isinstance(engine.gpus, Fraction) and engine.gpus for engine in config.engines)
+    if select is GpuSelect.OWN:
+        return frozenset() if counts_some or any(uuid.startswith("MIG-") for uuid in named) else named
+    return frozenset() if isinstance(select, GpuSelect) else frozenset(select)
 
 
 def named_uuids(config: Config) -> frozenset[str]:

@@ -63,6 +63,7 @@ _IN_WORDS: Final = {
     "gpu_is_lost": "the GPU has fallen off the bus or is otherwise lost",
     "reset_required": "the GPU must be reset before it can be used",
     "no_devices": "the driver shows no GPU here",
+    "not_ours": "none of the GPUs that the driver shows is one that is asked for",
 }
 
 

@@ -67,7 +67,7 @@ class NvmlDriver:
 
     def __init__(self, library_path: str | None, wants: Callable[[str], bool], clock: Clock) -> None:
         self.status = Status()
-        self._library_path, self._wants, self._clock = library_path, wants, clock
+        self._library_path, self.wants, self._clock = library_path, wants, clock
         self._lock = threading.Lock()  # held for moments, never during a call
         self._pollers: dict[str, GpuPoller] = {}
         self._errors: Counter[tuple[str, str]] = Counter()
@@ -82,6 +82,11 @@ class NvmlDriver:
     def start(self) -> None:
         """Begin to watch; returns at once."""
         threading.Thread(target=self._run, name="nvml", daemon=True).start()
+
+    def want(self, wants: Callable[[str], bool]) -> None:
+        """Follow other GPUs from now on."""
+        self.wants = wants
+        self._session.counted = 0
 
     def close(self) -> None:
         """Let go of the driver as soon as its calls return; returns at once."""
@@ -110,19 +115,28 @@ class NvmlDriver:
         return dict(self._session.told)
 
     @property
+    def has_answered(self) -> bool:
+        """Tell whether any GPU has ever answered."""
+        return self._ever_up
+
+    @property
     def is_lost_for_good(self) -> bool:
         """Tell whether a driver that was there is gone, and came back at none of several attempts."""
         return self._ever_up and self._failed_attempts >= _FATAL_ATTEMPTS
 
     def reading(self) -> GpusReading:
-        """Return what is known of every GPU ever seen; a GPU that is gone is not up."""
+        """Return what is known of every GPU that the driver shows; one that is lost is not up."""
         now = self._clock.now().monotonic
         with self._lock:
-            pollers, errors = list(self._pollers.values()), Counter(self._errors)
+            pollers, errors, claimed = list(self._pollers.values()), Counter(self._errors), set(self._session.claimed)
         for poller in pollers:
             errors.update(poller.errors)
+        present = [poller for poller in pollers if poller.identity.uuid in claimed and self.wants(poller.identity.uuid)]
         return GpusReading(
-            gpus=tuple(poller.reading(now) for poller in pollers), driver=self.status.driver, errors=errors
+            gpus=tuple(poller.reading(now) for poller in present),
+            shown=self.status.visible,
+            driver=self.status.driver,
+            errors=errors,
         )
 
     def _is_released(self) -> bool:
@@ -239,7 +253,7 @@ class NvmlDriver:
         """Return the poller of the GPU at an index, ready; None where nobody wants it or another thread has it."""
         handle = _handle(index, before.identity.uuid if before else None)
         identity = identify(handle, str(index))
-        if not self._wants(identity.uuid):
+        if not self.wants(identity.uuid):
             return None
         with self._lock:
             if session.claimed.setdefault(identity.uuid, index) != index:
@@ -258,13 +272,15 @@ class NvmlDriver:
             poller.poll()
             log.info("gpu %d: %s answers, %s", index, poller.identity.name, poller.identity.uuid)
             session.told.pop(index, None)
+            self._ever_up = True
             session.tried.add(index)
             session.ending.wait(
                 POLL_SECONDS * (index % _SLOTS) / _SLOTS
             )  # not all at once: calls share the driver's lock
-            while not session.ending.wait(POLL_SECONDS):
+            while not session.ending.wait(POLL_SECONDS) and self.wants(poller.identity.uuid):
                 poller.poll()
         finally:
+            poller.drain()
             poller.lose()
             poller.detach()
 

@@ -6,6 +6,7 @@ own answer and nothing else; and what has been counted stays counted when the GP
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -139,6 +140,12 @@ class GpuPoller:
         self._answers, self._instances, self._busy_until = {}, (), None
         self._publish(answering=False, sampled=self._published.sampled)
 
+    def drain(self) -> None:
+        """Take the events that have come: the last one may say why the GPU is lost."""
+        if "xids" in self._parts:
+            with suppress(NvmlError):
+                self._count_xids()
+
     def detach(self) -> None:
         """Free all that was taken from the driver; it must be done before the driver is let go."""
         for part in self._parts.values():
@@ -268,10 +275,14 @@ class GpuPoller:
         found: list[Number] = self._part("gpm", lambda: gpm(handle, take, self._clock)).read()
         return found
 
-    def _xids(self, handle: Handle) -> Iterator[Number]:
-        for xid in self._part("xids", lambda: xid_events(handle)).drain():
+    def _count_xids(self) -> None:
+        for xid in self._parts["xids"].drain():
             self._totals[Total.XID, str(xid)] = self._totals.get((Total.XID, str(xid)), 0) + 1
             self._last_xids[xid] = self._clock.now().unix_seconds
+
+    def _xids(self, handle: Handle) -> Iterator[Number]:
+        self._part("xids", lambda: xid_events(handle))
+        self._count_xids()
         for xid in _GRAVE_XIDS:
             yield Total.XID, str(xid), self._totals.get((Total.XID, str(xid)), 0)
         for xid, seen in self._last_xids.items():

@@ -73,7 +73,7 @@ class Stage:
         return (await self.ask(path, **headers)).status
 
     def denied(self) -> dict[tuple[str, ...], int]:
-        return dict(self.books.totals()[Kind.BUDGET_DENIED])
+        return {labels: count for labels, count in self.books.totals()[Kind.BUDGET_DENIED].items() if count}
 
 
 @dataclass

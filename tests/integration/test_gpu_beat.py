@@ -330,7 +330,7 @@ async def test_time_and_energy_make_the_bill_whatever_cannot_be_read():
         for number, (answers, joules, _) in enumerate(beats):
             stage.engine = working(number) if answers else None
             page = await stage.says(None if joules is None else dcgm(Seen(joules=joules)))
-            if joules is None:
+            if None in [joules for _, joules, _ in beats[: number + 1]]:  # for a minute: much energy comes at once
                 assert SPEND not in page
                 assert PRICE not in page
             elif number:  # the mean of the last minute, in which a counter's steps are even
@@ -345,7 +345,7 @@ async def test_time_and_energy_make_the_bill_whatever_cannot_be_read():
 
 async def test_energy_is_booked_with_the_beat_that_drew_it():
     """Five failed reads in a row: the first two beats are down when the engine answers again, with their energy."""
-    drawn = (1, 20, 300, 4000, 50_000, 600_000)
+    drawn = (1, 20, 300, 4000, 50_000, 60_000)
     async with staged(configured("1", price=owned(), select=GpuSelect.ALL)) as stage:
         await stage.says(dcgm(Seen(joules=0)))
         for number in range(6):
@@ -354,7 +354,7 @@ async def test_energy_is_booked_with_the_beat_that_drew_it():
     totals = {labels[0]: total for labels, total in stage.books.totals()[Kind.SPEND].items() if total}
     assert totals == {
         "compute_down": int(2 * 5 * FIXED + 21 * NANO_USD_A_JOULE),
-        "compute_busy": int(4 * 5 * FIXED + 654_300 * NANO_USD_A_JOULE),
+        "compute_busy": int(4 * 5 * FIXED + 114_300 * NANO_USD_A_JOULE),
     }
 
 
@@ -643,8 +643,8 @@ async def test_a_config_that_names_other_gpus_asks_for_those():
         await stage.says(two())
         stage.adopt(configured((B,)))
         pages = [await stage.says(two()), await stage.says(two())]
-    shown = ([page[of_gpu("gpu_up")], page.get(of_gpu("gpu_up", B, 1))] for page in pages)
-    assert list(shown) == [[1, None], [0, 1]]
+    shown = ([page.get(of_gpu("gpu_up")), page.get(of_gpu("gpu_up", B, 1))] for page in pages)
+    assert list(shown) == [[None, None], [None, 1]]
 
 
 async def test_a_config_that_says_the_same_of_gpus_does_not_ask_anew():

@@ -372,7 +372,7 @@ SIDECAR = "role: sidecar\n"
         (LEAST + "usage: {tokens: [{file: a}]}\n", ["usage: usage events are not read yet"]),
         (LEAST + "usage: {settle: 1m}\n", ["usage: usage events are not read yet"]),
         (LEAST + "gpu: {dcgm_url: 'http://${NODE_IP}:9400'}\n", []),
-        (LEAST + "gpu: {source: dcgm, dcgm_url: 'http://a:9400', select: [a]}\n", []),
+        (LEAST + "gpu: {source: dcgm, dcgm_url: 'http://a:9400', select: [GPU-a]}\n", []),
         (
             LEAST + "gpu: {source: nvml, dcgm_url: 'http://a:9400'}\n",
             ["gpu.dcgm_url: nobody asks it, since gpu.source is nvml"],

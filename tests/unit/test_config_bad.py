@@ -19,6 +19,7 @@ MONEY = "expected an amount in US dollars, 0 or more, found"
 COUNT = "expected a number of GPUs like 1, 0.5 or 3/7, found"
 FORMS = "usd_per_hour, by_name, instance, owned or timeline"
 DATED_FORMS = "usd_per_hour, by_name, instance or owned"
+DEVICE = "a UUID as the driver spells it, GPU-… or MIG-…"
 NAME = "a name of 1 to 128 printable characters"
 
 # The good lines that most of the configs below begin with.
@@ -269,10 +270,19 @@ SCALARS = (
         "config.yml:3: gpu.select: expected own, all or at least one UUID, found an empty list",
     ),
     bad(
+        "a budget whose address is taken",
+        GOOD + "budgets: [{name: check, daily_usd: 1}]\n",
+        "config.yml:3: budgets[0].name: expected another name, since /v1/budgets/check is the check, found 'check'",
+    ),
+    bad(
+        "a device that is none",
+        GOOD.replace('"}]', '", gpus: [mig-aaaa]}]'),
+        f"config.yml:1: engines[0].gpus[0]: expected {DEVICE}, found 'mig-aaaa'",
+    ),
+    bad(
         "one GPU selected without a list",
         GOOD + "gpu: {select: GPU-1}\n",
-        "config.yml:3: gpu.select: expected one of own, all or a list, each item a name of 1 to 128 printable "
-        "characters, found 'GPU-1'",
+        f"config.yml:3: gpu.select: expected one of own, all or a list, each item {DEVICE}, found 'GPU-1'",
     ),
     bad(
         "an unknown way to end",
@@ -349,8 +359,8 @@ GPUS = (
     bad(
         "a mapping of GPUs",
         gpus("{uuid: GPU-1}"),
-        f"config.yml:2: engines[0].gpus: expected a number of GPUs like 1, 0.5 or 3/7 or a list, each item {NAME} or a "
-        "mapping with uuid, share, slices, found a mapping",
+        f"config.yml:2: engines[0].gpus: expected a number of GPUs like 1, 0.5 or 3/7 or a list, each item {DEVICE} or "
+        "a mapping with uuid, share, slices, found a mapping",
     ),
     bad(
         "a MIG instance without slices",

@@ -106,6 +106,42 @@ def test_xids_are_counted_from_the_first_on_and_go_on_when_somebody_listens_anew
     ]  # fmt: skip
 
 
+def test_energy_that_no_gpu_can_have_drawn_is_not_charged():
+    """Another source knows an older figure, or a page is wrong once: neither is a life's energy."""
+    life = 9 * 10**15
+    for values in ((life, life - 10**12, life), (life, 0, life, life)):
+        beats = [(gpu(at=5 * number, totals={ENERGY: value}),) for number, value in enumerate(values)]
+        assert shown(metered(*beats), Total.ENERGY) == {"": 0 if 0 in values else 10**12}
+
+
+def test_what_a_gpu_drew_while_its_counter_was_silent_counts_when_it_tells_again():
+    hours = 4 * 3600 * 300 * NANO  # four hours of 300 W
+    beats = [(gpu(at=0, totals={ENERGY: 5}),), (gpu(at=14_395),), (gpu(at=14_400, totals={ENERGY: 5 + hours}),)]
+    assert shown(metered(*beats), Total.ENERGY) == {"": hours}
+
+
+def test_a_gpu_that_was_never_told_apart_leaves_a_number_without_its_gpus():
+    """One engine for one GPU, two there, one of which has never answered: nobody knows which it has."""
+    meter = GpuMeter()
+    meter.advance(GpusReading(gpus=(gpu(B),), shown=2))
+    assert meter.shares([engine("1")]) == {}
+    assert meter.shares([engine("2")]) == {}
+
+
+def test_a_card_that_was_replaced_is_not_waited_for():
+    meter = GpuMeter()
+    meter.advance(GpusReading(gpus=(gpu(A), gpu(B)), shown=2))
+    meter.advance(GpusReading(gpus=(gpu(A), gpu(C)), shown=2))
+    assert meter.shares([engine("2")]) == {"chat": {A: 1, C: 1}}
+
+
+def test_gpus_that_nobody_wants_to_see_are_forgotten():
+    meter = metered((gpu(A), gpu(B)))
+    meter.forget({A}.__contains__)
+    assert [view.reading.uuid for view in meter.views(0)] == [A]
+    assert meter.shares([engine("1")]) == {"chat": {A: 1}}
+
+
 def test_each_label_is_a_counter_of_its_own():
     hot, brake = (Total.THROTTLE, "hw_thermal"), (Total.THROTTLE, "hw_power_brake")
     meter = metered((gpu(totals={hot: 50, brake: 9}),), (gpu(totals={hot: 60, brake: 4}),))
@@ -198,7 +234,9 @@ def test_a_slice_is_a_part_of_the_gpu_that_it_is_on_also_while_that_gpu_is_away(
     for beat in (None, GpusReading(gpus=(gpu(A, up=False), gpu(B)))):
         meter.advance(beat)
         assert meter.shares([slices, rest]) == found
-    assert metered((gpu(A),)).shares([slices]) == {"chat": {"MIG-1": Fraction(3, 7), "MIG-2": Fraction(1, 7)}}
+    assert metered((gpu(A),)).shares([slices]) == {"chat": {A: Fraction(4, 7)}}  # it can be on no other
+    apart = {"chat": {"MIG-1": Fraction(3, 7), "MIG-2": Fraction(1, 7)}}
+    assert metered((gpu(A), gpu(B))).shares([slices]) == apart
 
 
 def test_a_gpu_that_vanished_is_still_its_engines():
@@ -379,12 +417,16 @@ BEATS = st.lists(
 )
 
 
+SLACK = 90 * NANO  # within which a GPU may have drawn or throttled what it says
+
+
 class Device:
     """What a GPU and its driver count, and what somebody who looks at times can know to have moved."""
 
     def __init__(self) -> None:
         self.counters: Totals = dict.fromkeys(COUNTED, 10**15)
         self.seen: Totals | None = None
+        self.seen_at: int | None = None
         self.moved = dict.fromkeys(COUNTED, 0)
 
     def reading(self, uuid: str, at: int, event: tuple[str, list[int], float | None]) -> GpuReading:
@@ -397,8 +439,11 @@ class Device:
             for key, value in self.counters.items():
                 before = value if self.seen is None else self.seen[key]
                 fallen = 0 if key is PCIE else value
-                self.moved[key] += value - before if value >= before else fallen
-            self.seen = self.counters
+                moved = value - before if value >= before else fallen
+                most = {Total.ENERGY: 3000, Total.THROTTLE: 1, Total.BUSY: 1}.get(key[0])
+                can_be = most is None or moved <= most * (at - (at if self.seen_at is None else self.seen_at) + SLACK)
+                self.moved[key] += moved if can_be else 0
+            self.seen, self.seen_at = self.counters, at
         return GpuReading(
             uuid=uuid,
             index=uuid[-1],

@@ -146,13 +146,22 @@ def moved(history: Iterable[Mapping[str, int]]) -> list[int]:
     ("history", "expected"),
     [
         ([{"eth0": 500}, {"eth0": 500}, {"eth0": 700}], [0, 0, 200]),
-        ([{"eth0": 500}, {"eth0": 510, "eth1": 40}, {"eth0": 510, "eth1": 45}], [0, 50, 5]),
+        ([{"eth0": 500}, {"eth0": 510, "eth1": 40}, {"eth0": 510, "eth1": 45}], [0, 10, 5]),
         ([{"eth0": 500}, {"eth0": 30}, {"eth0": 31}], [0, 30, 1]),
         ([{"eth0": 500, "eth1": 9}, {"eth0": 400, "eth1": 109}], [0, 500]),
-        ([{"eth0": 500, "tun0": 9}, {"eth0": 500}, {"eth0": 500, "tun0": 20}], [0, 0, 20]),
-        ([{}, {"eth0": 500}, {}, {"eth0": 600}], [0, 500, 0, 600]),
+        ([{"eth0": 500, "tun0": 9}, {"eth0": 500}, {"eth0": 500, "tun0": 20}], [0, 0, 11]),
+        ([{}, {"eth0": 500}, {}, {"eth0": 600}], [0, 0, 0, 100]),
+        ([{"eth0": 10**13}, {"wan0": 10**13 + 5}, {"wan0": 10**13 + 7}], [0, 0, 2]),
     ],
-    ids=["grows", "appears", "falls", "falls beside another that grows", "vanishes and comes back", "none at first"],
+    ids=[
+        "grows",
+        "appears",
+        "falls",
+        "falls beside another that grows",
+        "vanishes and comes back",
+        "none at first",
+        "has another name",
+    ],
 )
 def test_what_an_interface_sent_since_the_last_reading(history: History, expected: list[int]):
     assert moved(history) == expected
@@ -174,17 +183,21 @@ STEPS = st.lists(st.dictionaries(st.sampled_from(["eth0", "eth1", "tun0"]), EVEN
 def test_interfaces_come_and_go_and_begin_anew_without_a_byte_lost_or_invented(steps: list[dict[str, tuple[str, int]]]):
     history: History = [{}]
     expected = [0]
+    known: dict[str, int] = {}
     for step in steps:
         standing, sent = dict(history[-1]), 0
         for name, (event, amount) in step.items():
-            last = standing.pop(name, 0)
+            standing.pop(name, None)
             if event == "goes":
                 continue
+            last = known.get(name)
             if event == "begins anew" and last:
-                amount %= last  # noqa: PLW2901 - lower than it was, or nobody could tell
-                last = 0
-            standing[name] = last + amount
-            sent += amount
+                known[name] = amount % last  # lower than it was, or nobody could tell
+                sent += known[name]
+            else:
+                known[name] = (last or 0) + amount
+                sent += amount if last is not None else 0
+            standing[name] = known[name]
         history.append(standing)
         expected.append(sent)
     assert moved(history) == expected
