@@ -4,6 +4,7 @@ A library stays in its process for good, where other tests would find GPUs: test
 file in a process of its own. Time is moved by hand but for the last part, where threads wait.
 """
 
+import asyncio
 import inspect
 import os
 import re
@@ -20,8 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.clock import NANOSECONDS, SystemClock
+from exporter.config.model import Config, Engine, Gpu
 from exporter.core.gpu_readings import Driver, GpuReading, Measure, MigReading, Total
 from exporter.sources import nvml, nvml_driver, nvml_fields, nvml_gpu
+from exporter.sources.gpus import Choice, GpuSources
+from exporter.sources.http import SourceError, new_session
 from exporter.sources.nvml import CODES, Handle, NvmlError, call, close_library, open_library, text
 from exporter.sources.nvml_driver import NvmlDriver
 from exporter.sources.nvml_gpu import GpuPoller, identify
@@ -472,8 +476,21 @@ def test_the_last_words_of_a_gpu_are_counted(rig: Rig) -> None:
     rig.scenario.append("gpu0.xids", 79).update({"gpu0.power": "!15"})
     assert rig.fails() == "gpu_is_lost"
     assert xids(rig.reading())["79"] == 0  # the question that failed came first
-    rig.scenario.remove("gpu0.power")
-    assert xids(rig.poll())["79"] == 1
+    rig.poller.drain()
+    rig.poller.lose()
+    assert xids(rig.reading())["79"] == 1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_error_that_tells_why_a_gpu_is_lost_is_not_lost_with_it() -> None:
+    def told(driver: NvmlDriver) -> int:
+        return sum(xids(gpu).get("79", 0) for gpu in driver.reading().gpus if gpu.uuid == FIRST)
+
+    with driven() as (driver, scenario):
+        until_ups(driver, first=True, second=True)
+        scenario.update({"gpu0.xids": "79", "gpu0.lost": 1})
+        until("the GPU is lost", lambda: not ups(driver)[FIRST])
+        until("its last error is told", lambda: told(driver) == 1)
 
 
 def test_a_flood_of_events_does_not_hold_a_poll_up(rig: Rig) -> None:
@@ -691,7 +708,7 @@ def ups(driver: NvmlDriver) -> dict[str, bool]:
 
 def stuck(driver: NvmlDriver) -> float:
     """How long the first GPU has been hanging."""
-    return next(gpu.stuck_seconds for gpu in driver.reading().gpus if gpu.uuid == FIRST)
+    return next(gpu.stuck_seconds or 0.0 for gpu in driver.reading().gpus if gpu.uuid == FIRST)
 
 
 def until_ups(driver: NvmlDriver, **wanted: bool) -> None:
@@ -712,6 +729,31 @@ def test_a_driver_that_stays_away_is_lost_for_good_after_five_attempts() -> None
         until_ups(driver, first=True, second=True)
         until("all is forgotten", lambda: not driver.is_lost_for_good)
         assert driver.status.reason == "visible"
+
+
+async def asked_in_the_end(dcgm_url: str | None) -> tuple[Choice, str]:
+    """Return who is asked about GPUs once the driver has been tried, and why that gives nothing."""
+    config = Config(engines=(Engine(url="http://127.0.0.1:9"),), gpu=Gpu(dcgm_url=dcgm_url))
+    async with new_session() as session:
+        asked = GpuSources(config, session, SystemClock(), {"POD_NAME": "chat-0"})
+        try:
+            until("the driver is tried", lambda: asked.driver is not None and asked.driver.is_settled)
+            with pytest.raises(SourceError) as failed:
+                await asked.read()
+            return asked.choice, failed.value.reason
+        finally:
+            asked.close()
+            until("its threads end", lambda: not [x for x in threading.enumerate() if x.name[:3] in ("nvm", "gpu")])
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_driver_whose_gpus_all_refuse_leaves_the_word_to_a_dcgm_exporter() -> None:
+    refused = {"gpu0.handle": "!4", "gpu1.handle": "!4"}
+    Scenario(Path(os.environ["NVML_STUB_SCENARIO"])).copy("two-healthy").update(refused)
+    choice, why = asyncio.run(asked_in_the_end("http://127.0.0.1:9"))
+    assert (choice.source, choice.reason, why) == ("dcgm", "no_permission", "refused")
+    choice, why = asyncio.run(asked_in_the_end(None))
+    assert (choice.source, choice.reason, why) == ("nvml", "no_permission", "no_permission")
 
 
 @pytest.mark.usefixtures("hasty")
