@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from benchmarks import gpus, pages, process
+from benchmarks import cap, gpus, pages, process
 from exporter.config.model import Gpu, GpuSource
 from tests.nvml.stub import NoCompilerError
 
@@ -132,10 +132,24 @@ def _beside(ours: process.Measured, other: process.Measured) -> list[Result]:
     ]
 
 
+def checks() -> list[Result]:
+    found = []
+    for what, denied in (("allowed", False), ("denied", True)):
+        measured = cap.measure(denied=denied)
+        rate, p99 = measured.per_cpu_second, measured.p99_seconds
+        name = f"budget checks of ten budgets, {what}"
+        found += [
+            Result(f"{name}, in a second of one core", f"{rate:,.0f}", ">= 10,000", rate >= 10_000),
+            Result(f"{name}, as fast as they are answered", f"{measured.per_second:,.0f} a second", "", None),
+            Result(f"{name}, p99", f"{p99 * 1e3:.2f} ms", "< 3 ms", p99 < 0.003),
+        ]
+    return found
+
+
 def main() -> int:
     try:
         with gpus.played() as library:
-            results = [*reading(), *reading_gpus(), *writing(), *beat(library), *running()]
+            results = [*reading(), *reading_gpus(), *writing(), *beat(library), *checks(), *running()]
     except NoCompilerError as error:
         print(error, file=sys.stderr)
         return 1
