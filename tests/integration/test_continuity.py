@@ -105,7 +105,6 @@ class Stage:
         self._seen: dict[Account, int] = {}
         self.folder = root / "0"
         root.mkdir(exist_ok=True)
-        self.pages = 0
 
     def begin(self) -> None:
         since = self.clock.now().wall // NANOSECONDS - KEPT_QUARTERS * QUARTER
@@ -115,7 +114,6 @@ class Stage:
         self.live = Beat(self.config, self.clock, self.books, self._session, self._published, Machine(environ={}))
 
     def _published(self, snapshot: Snapshot) -> None:
-        self.pages += 1
         now = {
             Account(kind, labels): total for kind, totals in snapshot.totals.items() for labels, total in totals.items()
         }
@@ -346,16 +344,12 @@ async def walk(root: Path, history: list[Step]) -> None:
     found = saved(stage.folder)
     truth.check(found)
     for period in view.periods.values():
-        entries = {
-            start: amount
-            for (account, start), amount in found.buckets.items()
-            if account.kind is Kind.SPEND and start * NANO in period.period
-        }
-        assert period.spent == sum(
+        entries = [
             amount
             for (account, start), amount in found.buckets.items()
             if account.kind is Kind.SPEND and start * NANO in period.period
-        ), entries
+        ]
+        assert period.spent == sum(entries)
 
 
 @settings(unshrunk, max_examples=25)
@@ -925,7 +919,7 @@ async def test_what_waits_for_a_commit_is_told_and_budgets_count_it_at_once(
                 stage.clock.advance(5)
                 began = time.perf_counter()
                 await stage.live.once()
-                assert time.perf_counter() - began < 0.3
+                assert time.perf_counter() - began < 1
                 page = stage.page()
                 assert counters(page) == counters(before)
                 assert page[waits] == pytest.approx(0.005 * number)
