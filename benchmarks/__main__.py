@@ -85,7 +85,7 @@ def reading_gpus() -> list[Result]:
 
 def beat(library: Path) -> list[Result]:
     alone = pages.beats(Gpu(source=GpuSource.NONE), 1)
-    beside = pages.beats(Gpu(source=GpuSource.NVML, library_path=str(library)), gpus.COUNT, gpus.SETTLING_SECONDS)
+    beside = pages.beats(Gpu(source=GpuSource.NVML, nvml_library=str(library)), gpus.COUNT, gpus.SETTLING_SECONDS)
     write = pages.whole_page(beside.last)
     seconds, count = median_seconds(write), pages.series(write())
     name = "a whole beat: read over HTTP, charge, publish"

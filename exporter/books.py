@@ -37,11 +37,8 @@ class Books:
         saved = ledger.saved if ledger else Saved()
         self._ledger = ledger
         self._commit_seen = asyncio.Event()
-        self.states, self.samples, self.meta = (
-            saved.states,
-            saved.samples,
-            saved.meta,
-        )  # as they were when it was opened
+        # As an earlier process left them.
+        self.states, self.samples, self.meta = saved.states, saved.samples, saved.meta
         self._posted: dict[Account, int] = dict(saved.totals)
         self._rests: dict[Account, Fraction] = dict(saved.rests)  # less than one unit, waiting in its account
         self._shown: dict[Kind, dict[tuple[str, ...], int]] = {kind: {} for kind in Kind}

@@ -18,7 +18,7 @@ from exporter.core.windows import EngineTotals
 from exporter.ledger import Sample
 
 _ENGINE, _PEAK, _BUDGET = "engine:", "peak:", "budget:"
-_LAST_BEAT: Final = "last_beat"  # Unix nanoseconds: all standing costs before it are booked
+LAST_BEAT: Final = "last_beat"  # Unix nanoseconds: all standing costs before it are booked
 _ACCOUNTING_START: Final = "accounting_start"  # Unix nanoseconds
 _MINUTE: Final = 60
 _PEAK_SECONDS: Final = 300
@@ -32,7 +32,7 @@ class Resume:
         self._books = books
         self._now = now
         self.accounting_start = int(books.meta.get(_ACCOUNTING_START, now.wall))
-        self._last_beat = int(books.meta[_LAST_BEAT]) if _LAST_BEAT in books.meta else None
+        self._last_beat = int(books.meta[LAST_BEAT]) if LAST_BEAT in books.meta else None
         self._states = dict(books.states)
         self._series: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
         samples, books.samples = books.samples, ()
@@ -82,7 +82,7 @@ class Resume:
         self._series.clear()
         gone = self._written - states.keys()
         self._written = set(states)
-        meta = {_LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}
+        meta = {LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}
         self._books.flush(states | dict.fromkeys(gone), tuple(self._samples(now, meters)), meta)
 
     def _samples(self, now: Instant, meters: Mapping[str, EngineMeter]) -> Iterator[Sample]:

@@ -175,7 +175,7 @@ class GpuWatch:
 
 def _asks(config: Config) -> object:
     """Return all that decides who is asked."""
-    return config.gpu.source, config.gpu.library_path, config.gpu.dcgm_url
+    return config.gpu.source, config.gpu.nvml_library, config.gpu.dcgm_url
 
 
 class NetworkWatch:

@@ -53,8 +53,8 @@ def doctor(*, capture_file: Path | None, storage_path: Path | None, config_file:
     """Look at everything that the config names: exit 0, or 1 when something is missing."""
     logging.getLogger("exporter").addHandler(logging.NullHandler())  # the report says it
     if capture_file is not None:
-        library_path = load_or_exit(config_file).gpu.library_path if config_file else None
-        code = doctor_gpu.capture(capture_file, library_path)
+        nvml_library = load_or_exit(config_file).gpu.nvml_library if config_file else None
+        code = doctor_gpu.capture(capture_file, nvml_library)
     else:
         config = config_of_flags(config_file=config_file, **flags) or load_or_exit(config_file or Path())
         code = _reported(config, storage_path)

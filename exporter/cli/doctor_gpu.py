@@ -51,7 +51,7 @@ async def look(config: Config) -> tuple[GpuMeter, list[Finding]]:
     select = config.gpu.select if isinstance(config.gpu.select, GpuSelect) else f"{len(config.gpu.select)} UUID(s)"
     report = [(NOTE, f"asked for: source {config.gpu.source}, select {select}"), _choice(config, sources, failure)]
     if sources.driver:
-        report.append(_library(config.gpu.library_path, sources.driver.status))
+        report.append(_library(config.gpu.nvml_library, sources.driver.status))
     if hangs := silent.pop(_DRIVER, None):
         report.append((PROBLEM, f"the driver: {hangs}, without an answer for {PATIENCE_SECONDS:g} s"))
     visible, charged = len(gpus) if sources.visible is None else sources.visible, expected(config.engines)
@@ -97,7 +97,7 @@ def _choice(config: Config, sources: GpuSources, failure: SourceError | None) ->
 def _library(path: str | None, status: Status) -> Finding:
     """Say which file the dynamic linker took, or where it looked for one; and the versions that the driver tells."""
     if status.reason == "library_not_found":
-        return NOTE, f"library: looked for as {', '.join(places(path))}; gpu.library_path can name another place"
+        return NOTE, f"library: looked for as {', '.join(places(path))}; gpu.nvml_library can name another place"
     lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     file = next((line[line.index("/") :] for line in lines if "/libnvidia-ml" in line), places(path)[0])
     versions = zip(("driver", "NVML", "CUDA"), astuple(status.driver), strict=True) if status.driver else ()
@@ -171,12 +171,12 @@ def _engine(engine: Engine, shares: Shares, gpus: Sequence[GpuReading], visible:
         yield NOTE, f"{engine.name}: not all of them tell how busy they are; its signal gpu_utilization is off"
 
 
-def capture(path: Path, library_path: str | None) -> int:
+def capture(path: Path, nvml_library: str | None) -> int:
     """Write what the driver answers into a new file; returns the exit code."""
     try:
         if path.exists():
             return fail([f"{path}: expected a new file, found one that exists"], 2)
-        text = captured(library_path, SystemClock())
+        text = captured(nvml_library, SystemClock())
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except NvmlError as error:

@@ -151,7 +151,7 @@ class Gpu(Section, frozen=True, kw_only=True):
     dcgm_url: Annotated[str, units.URL_TEMPLATE] | None = None
     select: GpuSelect | tuple[Device, ...] = GpuSelect.OWN
     name: Name | None = None
-    library_path: Path | None = None
+    nvml_library: Path | None = None
     on_fatal: OnFatal = OnFatal.DEGRADE
     release: Duration = 600.0
 

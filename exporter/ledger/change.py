@@ -8,10 +8,11 @@ from fractions import Fraction
 from typing import Final
 
 from exporter.core.money import Account
+from exporter.core.periods import QUARTER
 
 log = logging.getLogger(__name__)
 
-BUCKET_SECONDS: Final = 900
+BUCKET_SECONDS: Final = QUARTER
 
 _SAMPLES_WAITING: Final = 50_000
 

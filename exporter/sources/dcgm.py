@@ -96,11 +96,7 @@ class DcgmSource:
         """
         url = _filled(self._address, self._environ)
         response = await get(self._session, Request(url=url, timeout_seconds=self._timeout_seconds))
-        try:
-            text = response.body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SourceError("not_text", f"the page is not UTF-8 text (byte {error.start})") from error
-        return self._page.read(text, self._clock.now().monotonic)
+        return self._page.read(response.text(), self._clock.now().monotonic)
 
 
 class NodePage:

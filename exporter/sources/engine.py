@@ -1,16 +1,12 @@
 """An inference engine's metrics page over HTTP, as a reading."""
 
-from typing import Final
-
 import aiohttp
 
 from exporter.config.model import Engine
 from exporter.core.readings import EngineReading
 from exporter.sources.dialects import Dialect, UnknownPageError, recognise, translate, wanted_names
 from exporter.sources.exposition import ExpositionError, Page
-from exporter.sources.http import REASONS, Request, SourceError, get, metrics_url
-
-_DEADLINE_SHARE: Final = 0.9  # of the beat, so that a slow engine never delays the next one
+from exporter.sources.http import DEADLINE_SHARE, REASONS, Request, SourceError, get, metrics_url
 
 
 class EngineSource:
@@ -25,7 +21,7 @@ class EngineSource:
         self._session = session
         self._request = Request(
             url=metrics_url(engine.url),
-            timeout_seconds=engine.timeout or interval_seconds * _DEADLINE_SHARE,
+            timeout_seconds=engine.timeout or interval_seconds * DEADLINE_SHARE,
             token_file=engine.token_file,
             ca_file=engine.ca_file,
         )
@@ -38,11 +34,7 @@ class EngineSource:
             SourceError: there is no reading this time, and why.
         """
         response = await get(self._session, self._request)
-        try:
-            text = response.body.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SourceError("not_text", f"the page is not UTF-8 text (byte {error.start})") from error
-        return self._understood(text)
+        return self._understood(response.text())
 
     def _understood(self, text: str) -> EngineReading:
         learned = self._learned

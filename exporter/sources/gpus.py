@@ -14,7 +14,7 @@ from exporter.clock import Clock
 from exporter.config.model import Config, GpuSelect, GpuSource
 from exporter.core.gpu_readings import GpusReading
 from exporter.sources.dcgm import DcgmSource, Owner
-from exporter.sources.http import SourceError
+from exporter.sources.http import DEADLINE_SHARE, SourceError
 from exporter.sources.nvml import in_words
 from exporter.sources.nvml_driver import NvmlDriver
 
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 NVML, DCGM, NONE = str(GpuSource.NVML), str(GpuSource.DCGM), str(GpuSource.NONE)
 _FIRST_ANSWER_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.02
-_DEADLINE_SHARE: Final = 0.9
 _LONGEST_PAGE_SECONDS: Final = 2.0  # no slow page holds up what the engines said
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # What is most likely; anything else that NVML says stands on the page from its first time on.
@@ -57,12 +56,12 @@ class GpuSources:
         self._wanted = gpu.source
         self._is_driver_known = False
         self._plan: object = None
-        self._first = min(_FIRST_ANSWER_SECONDS, config.interval * _DEADLINE_SHARE)
+        self._first = min(_FIRST_ANSWER_SECONDS, config.interval * DEADLINE_SHARE)
         self._driver: NvmlDriver | None = None
         self._dcgm: DcgmSource | None = None
         if gpu.source in (GpuSource.AUTO, GpuSource.NVML):
             self.choice = Choice("", "starting")
-            self._driver = NvmlDriver(gpu.library_path, lambda _: True, clock)
+            self._driver = NvmlDriver(gpu.nvml_library, lambda _: True, clock)
         self.adopt(config)
         if self._driver is not None:
             self._driver.start()
@@ -75,7 +74,7 @@ class GpuSources:
             self._driver.want(self.is_wanted)
         if gpu.source in (GpuSource.AUTO, GpuSource.DCGM) and gpu.dcgm_url is not None and plan != self._plan:
             owner = Owner(pod=pod_name(self._environ), namespace=namespace(self._environ), uuids=named_uuids(config))
-            timeout = min(config.interval * _DEADLINE_SHARE, _LONGEST_PAGE_SECONDS)
+            timeout = min(config.interval * DEADLINE_SHARE, _LONGEST_PAGE_SECONDS)
             self._dcgm = DcgmSource(gpu, owner, self._session, self._clock, timeout, self._environ)
         self._plan = plan
 

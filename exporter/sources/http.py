@@ -14,6 +14,7 @@ from yarl import URL
 
 from exporter.sources.names import Resolver
 
+DEADLINE_SHARE: Final = 0.9  # of the beat, so that a slow server never delays the next one
 LARGEST_PAGE_BYTES: Final = 32 * 2**20
 _MOST_REDIRECTS: Final = 5
 _LARGEST_ERROR_BYTES: Final = 4096
@@ -67,6 +68,17 @@ class Response:
     status: int
     content_type: str
     body: bytes
+
+    def text(self) -> str:
+        """Return the page as text.
+
+        Raises:
+            SourceError: it is none.
+        """
+        try:
+            return self.body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError("not_text", f"the page is not UTF-8 text (byte {error.start})") from error
 
 
 def metrics_url(url: str) -> str:

@@ -101,14 +101,14 @@ _ASKED_BY: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 
-def captured(library_path: str | None, clock: Clock) -> str:
+def captured(nvml_library: str | None, clock: Clock) -> str:
     """Return the scenario of this machine. It is asked in a thread of its own, since a call may hang.
 
     Raises:
         NvmlError: there is no driver, or a call hangs.
     """
     capture = _Capture(clock)
-    thread = threading.Thread(target=capture.run, args=(library_path,), daemon=True)
+    thread = threading.Thread(target=capture.run, args=(nvml_library,), daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
@@ -132,10 +132,10 @@ class _Capture:
         self._seen: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self._sampling: list[Iterator[None]] = []
 
-    def run(self, library_path: str | None) -> None:
+    def run(self, nvml_library: str | None) -> None:
         """Ask everything."""
         try:
-            self._timed("init", nvml.open_library, library_path)
+            self._timed("init", nvml.open_library, nvml_library)
             for index in range(self._ask_each(_SYSTEM, "").get("count", 0)):
                 self._gpu(f"gpu{index}.", index)
             threading.Event().wait(_BETWEEN_SAMPLES_SECONDS if self._sampling else 0)

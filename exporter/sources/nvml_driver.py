@@ -65,9 +65,9 @@ class _Session:
 class NvmlDriver:
     """All GPUs that the driver shows and `wants` picks by UUID, each followed by a thread of its own."""
 
-    def __init__(self, library_path: str | None, wants: Callable[[str], bool], clock: Clock) -> None:
+    def __init__(self, nvml_library: str | None, wants: Callable[[str], bool], clock: Clock) -> None:
         self.status = Status()
-        self._library_path, self.wants, self._clock = library_path, wants, clock
+        self._nvml_library, self.wants, self._clock = nvml_library, wants, clock
         self._lock = threading.Lock()  # held for moments, never during a call
         self._pollers: dict[str, GpuPoller] = {}
         self._errors: Counter[tuple[str, str]] = Counter()
@@ -145,7 +145,7 @@ class NvmlDriver:
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
-                nvml.open_library(self._library_path)
+                nvml.open_library(self._nvml_library)
                 self._serve()
             except NvmlError as error:
                 self._fail(error)

@@ -20,6 +20,7 @@ from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
 from exporter.core.cap import Asked, Decision, Override, decide
 from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.snapshot import Snapshot
+from exporter.resume import LAST_BEAT
 from exporter.web import budgets_json
 from exporter.web.bearer import Tokens, bears, is_local
 from exporter.web.board import Board
@@ -31,7 +32,6 @@ _CHECK: Final = "/v1/budgets/check"
 _TAIL: Final = r"{tail:[/*][\s\S]*}"  # what a gateway appends; a budget may be named `checkout`
 _HEADERS: Final = {"feature": "x-llm-feature", "team": "x-llm-team", "model": "x-llm-model"}
 _SLOT: Final = NANO // 10  # nanoseconds for which an answer is given again
-_LAST_BEAT: Final = "last_beat"  # what the ledger says of the last beat of an earlier process, in Unix nanoseconds
 _UNKNOWN_ENGINE: Final = EngineCost(name="", model="", tier="", compute=None)
 _PATIENCE_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 10
@@ -115,7 +115,7 @@ class BudgetDesk:
         now = self._clock.now()
         if self._has_beaten():
             return max(now.unix_seconds - self._board.snapshot.at, 0.0)
-        return max(now.wall - int(self._books.meta.get(_LAST_BEAT, now.wall)), 0) / NANO
+        return max(now.wall - int(self._books.meta.get(LAST_BEAT, now.wall)), 0) / NANO
 
     async def _list(self, _: web.Request) -> web.Response:
         overrides = self.overrides()

@@ -93,7 +93,7 @@ class Doctor:
     """Runs the command in a folder of its own, beside the stub's scenario."""
 
     def __init__(self, folder: Path, library: Path, engine_url: str) -> None:
-        self.folder, self.library, self.engine_url = folder, library, engine_url
+        self.folder, self.stub, self.engine_url = folder, library, engine_url
         self.scenario = Scenario(folder / "scenario.txt").copy("two-healthy")
 
     def start(self, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
@@ -101,7 +101,7 @@ class Doctor:
             [sys.executable, "-m", "exporter", *arguments], cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "error", "HOSTNAME": "",
-                 **environment(self.library, self.scenario.path), **environ},
+                 **environment(self.stub, self.scenario.path), **environ},
         )  # fmt: skip
 
     def run(self, *arguments: str, **environ: str) -> Report:
@@ -159,7 +159,7 @@ def test_healthy_gpus_are_told_and_whose_they_are(doctor: Doctor) -> None:
     assert found.sections["GPU"] == [
         "asked for: source auto, select own",
         "ok the driver (NVML) is asked",
-        f"ok library: {doctor.library}, driver 580.82.07, NVML 13.580.82.07, CUDA 13.0",
+        f"ok library: {doctor.stub}, driver 580.82.07, NVML 13.580.82.07, CUDA 13.0",
         f"ok GPU 0: NVIDIA H100 80GB HBM3, {FIRST}, 76.0 of 85.5 GB used, 97% busy, 612 W",
         f"ok GPU 1: NVIDIA H100 80GB HBM3, {SECOND}, 75.5 of 85.5 GB used, 88% busy, 698 W",
         "ok 2 GPU(s) visible, and as many charged for by the config",
@@ -214,7 +214,7 @@ def test_no_gpu_is_fine_unless_the_driver_was_asked_for(doctor: Doctor) -> None:
     found = doctor.look()
     assert found.code == 0
     assert found.has("GPU", "nobody is asked, since the driver shows no GPU here")
-    assert found.has("GPU", f"ok library: {doctor.library}, driver 580.82.07, NVML unknown")
+    assert found.has("GPU", f"ok library: {doctor.stub}, driver 580.82.07, NVML unknown")
     assert found.has("GPU", "- Kubernetes: one ResourceClaim (DRA)")
     found = doctor.by_config("source: nvml", "1")
     assert found.code == 1
@@ -231,11 +231,11 @@ def test_no_library_is_told_as_the_linker_tells_it(doctor: Doctor) -> None:
     assert found.has("GPU", "library: looked for as libnvidia-ml.so.1, /usr/local/nvidia/lib64/libnvidia-ml.so.1, ")
     broken = doctor.folder / "libbroken.so"
     broken.write_text("not a library")
-    found = doctor.by_config(f"source: nvml, library_path: {broken}", "1", **WITHOUT_LIBRARY)
+    found = doctor.by_config(f"source: nvml, nvml_library: {broken}", "1", **WITHOUT_LIBRARY)
     assert found.code == 1
     assert f"({broken}: " in found.problems[0]
-    found = doctor.by_config(f"library_path: {doctor.library}", "2", **WITHOUT_LIBRARY)
-    assert found.has("GPU", f"ok library: {doctor.library}")
+    found = doctor.by_config(f"nvml_library: {doctor.stub}", "2", **WITHOUT_LIBRARY)
+    assert found.has("GPU", f"ok library: {doctor.stub}")
 
 
 def test_a_lost_gpu_is_a_problem_and_the_others_go_on(doctor: Doctor) -> None:

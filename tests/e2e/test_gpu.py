@@ -62,7 +62,7 @@ FLEET = {
     "no GPU": Member(changes={"count": 0}),
     "no GPU, but nvml": Member(changes={"count": 0}, gpu="source: nvml"),
     "no driver, but nvml": Member(changes={"init": "!9"}, gpu="source: nvml"),
-    "selected": Member(gpu=f'select: [{SECOND}], library_path: "LIBRARY"', is_linked=False),
+    "selected": Member(gpu=f'select: [{SECOND}], nvml_library: "LIBRARY"', is_linked=False),
     "own": Member(gpus=f"[{SECOND}]"),
     "another's": Member(gpu="select: [GPU-ffffffff-0000-4000-8000-000000000000]"),
     "hangs": QUICK,
