@@ -5,10 +5,22 @@ written now waits in memory, where changes add up, and is written when it can be
 told, and is never made twice.
 """
 
-from exporter.ledger.change import BUCKET_SECONDS, Change, Sample, Saved
+from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Key, Sample, Saved, Verdict
 from exporter.ledger.errors import LedgerError
 from exporter.ledger.file import connect_read_only
 from exporter.ledger.rows import read
 from exporter.ledger.writer import Ledger
 
-__all__ = ["BUCKET_SECONDS", "Change", "Ledger", "LedgerError", "Sample", "Saved", "connect_read_only", "read"]
+__all__ = [
+    "BUCKET_SECONDS",
+    "Batch",
+    "Change",
+    "Key",
+    "Ledger",
+    "LedgerError",
+    "Sample",
+    "Saved",
+    "Verdict",
+    "connect_read_only",
+    "read",
+]

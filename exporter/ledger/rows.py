@@ -2,10 +2,11 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Final
 
+from exporter.core.attribution import Claim, Slot
 from exporter.core.money import Account, Kind
 from exporter.ledger.change import Change, Saved
 
@@ -14,8 +15,10 @@ SAMPLES_KEPT_SECONDS: Final = 25 * 3_600
 PEAKS_KEPT_SECONDS: Final = 7 * 86_400  # the series "peak:…"
 
 
-def read(connection: sqlite3.Connection, buckets_since: int) -> Saved:
-    """Read a ledger as it stands at one moment; of the buckets those that start at or after a Unix second.
+def read(connection: sqlite3.Connection, buckets_since: int, kinds: Collection[Kind] = tuple(Kind)) -> Saved:
+    """Read a ledger as it stands at one moment.
+
+    Of the buckets those of some kinds of accounts that start at or after a Unix second.
 
     Raises:
         sqlite3.Error: it cannot be read.
@@ -25,16 +28,36 @@ def read(connection: sqlite3.Connection, buckets_since: int) -> Saved:
         connection.execute("BEGIN")
         accounts = {number: account for account, number in account_ids(connection).items()}
         amounts = connection.execute("SELECT id, amount, rest FROM accounts").fetchall()
-        buckets = connection.execute("SELECT account, start, amount FROM buckets WHERE start >= ?", (buckets_since,))
         samples = connection.execute("SELECT series, at, amounts FROM samples ORDER BY at, series")
         return Saved(
             totals={accounts[number]: amount for number, amount, _ in amounts},
             rests={accounts[number]: Fraction(rest) for number, _, rest in amounts if rest != "0"},
-            buckets={(accounts[number], start): amount for number, start, amount in buckets},
+            buckets={
+                (accounts[number], start): amount
+                for number, start, amount in _buckets(connection, buckets_since, kinds)
+            },
+            pending={
+                (Slot(*slot), tuple(json.loads(item))): amount
+                for *slot, item, amount in connection.execute("SELECT * FROM pending")
+            },
+            claims={
+                (Slot(*row[:3]), (row[3], row[4])): Claim(*row[5:])
+                for row in connection.execute("SELECT * FROM claims")
+            },
             states=dict(connection.execute("SELECT name, state FROM baselines")),
             samples=tuple((series, at, tuple(json.loads(values))) for series, at, values in samples),
-            meta=dict(connection.execute("SELECT name, text FROM meta")),
+            meta=dict(connection.execute("SELECT name, text FROM meta WHERE name NOT GLOB 'ids_*'")),
         )
+
+
+def _buckets(connection: sqlite3.Connection, since: int, kinds: Collection[Kind]) -> Iterator[tuple[int, int, int]]:
+    """Yield (account, start, amount)."""
+    wanted = connection.execute(
+        "SELECT account, start, amount FROM buckets WHERE start >= ? "
+        "AND account IN (SELECT id FROM accounts WHERE kind IN (SELECT value FROM json_each(?)))",
+        (since, json.dumps(list(kinds))),
+    )
+    yield from wanted
 
 
 def account_ids(connection: sqlite3.Connection) -> dict[Account, int]:
@@ -71,7 +94,25 @@ def write(connection: sqlite3.Connection, change: Change, ids: Mapping[Account, 
         "ON CONFLICT (start, account) DO UPDATE SET amount = amount + excluded.amount",
         ((start, ids[account], amount) for (account, start), amount in change.buckets.items() if amount),
     )
+    _write_slots(connection, change)
     _write_values(connection, change)
+
+
+def _write_slots(connection: sqlite3.Connection, change: Change) -> None:
+    connection.executemany("DELETE FROM pending WHERE (engine, start, seconds) = (?, ?, ?)", change.closed)
+    connection.executemany("DELETE FROM claims WHERE (engine, start, seconds) = (?, ?, ?)", change.closed)
+    connection.executemany(
+        "INSERT INTO pending (engine, start, seconds, item, amount) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET amount = amount + excluded.amount",
+        ((*slot, json.dumps(item), amount) for (slot, item), amount in change.pending.items()),
+    )
+    connection.executemany(
+        "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+        "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+        "cached_prompt_tokens = cached_prompt_tokens + excluded.cached_prompt_tokens, "
+        "output_tokens = output_tokens + excluded.output_tokens",
+        ((*slot, *claimant, *claim) for (slot, claimant), claim in change.claims.items()),
+    )
 
 
 def _write_values(connection: sqlite3.Connection, change: Change) -> None:

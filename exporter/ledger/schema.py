@@ -27,6 +27,20 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE TABLE baselines (name TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID",
         "CREATE TABLE meta (name TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        """CREATE TABLE pending (
+            engine TEXT NOT NULL, start INTEGER NOT NULL, seconds INTEGER NOT NULL, item TEXT NOT NULL,
+            amount INTEGER NOT NULL CHECK (typeof(amount) = 'integer'), PRIMARY KEY (engine, start, seconds, item)
+        ) WITHOUT ROWID""",
+        """CREATE TABLE claims (
+            engine TEXT NOT NULL, start INTEGER NOT NULL, seconds INTEGER NOT NULL,
+            feature TEXT NOT NULL, team TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
+            cached_prompt_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+            PRIMARY KEY (engine, start, seconds, feature, team)
+        ) WITHOUT ROWID""",
+        "CREATE TABLE ids_even (key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE ids_odd (key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 

@@ -3,22 +3,39 @@
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple, TypeVar
 
 from exporter.clock import NANOSECONDS, Clock
-from exporter.ledger import file, rows, schema
-from exporter.ledger.change import BUCKET_SECONDS, Change, Pile, Saved
+from exporter.core.money import Kind
+from exporter.ledger import file, keys, rows, schema
+from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Pile, Saved, Verdict
 from exporter.ledger.errors import CorruptError, LedgerError, in_words, words
 
 log = logging.getLogger(__name__)
 
 _LEAST_PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 30.0
+
+
+Result = TypeVar("Result")
+
+
+class _Delivery(NamedTuple):
+    batch: Batch
+    told: Callable[[Verdict], None]
+
+
+class _Work(NamedTuple):
+    """What one transaction writes; `number` is that of the newest change in it, or of the last one written before."""
+
+    change: Change | None
+    number: int
+    deliveries: Sequence[_Delivery]
 
 
 class Ledger:
@@ -28,8 +45,9 @@ class Ledger:
         self._connection, self._lock, self._path, self._clock = connection, lock, path, clock
         self._ids = rows.account_ids(connection)
         self._files = {name: file.identity(name) for name in (path, file.beside(path, "-wal"))}
-        self._changed = threading.Condition()  # guards the next four
+        self._changed = threading.Condition()  # guards the next five
         self._waiting: Pile | None = None
+        self._deliveries: list[_Delivery] = []
         self._number = 1  # of the commit that will hold what waits
         self._closing = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -44,23 +62,27 @@ class Ledger:
         self.last_commit: float | None = None  # Unix seconds
 
     @classmethod
-    def open(cls, folder: Path, clock: Clock, *, buckets_since: int) -> "Ledger":
+    def open(
+        cls, folder: Path, clock: Clock, *, buckets_since: int, buckets_of: Collection[Kind] = tuple(Kind)
+    ) -> "Ledger":
         """Open the ledger of a folder; makes both when they are missing, and blocks while it reads.
 
-        `saved` holds what was found, of the buckets those that start at or after `buckets_since` (Unix seconds).
+        `saved` holds what was found, of the buckets those of the kinds `buckets_of` that start at or after
+        `buckets_since` (Unix seconds).
 
         Raises:
             LedgerError: the folder or the file cannot be used, another exporter writes there, or a newer one did.
         """
         path, set_aside = folder / file.NAME, None
+        opened = partial(_opened, path, buckets_since, buckets_of)
         with ExitStack() as held:
             lock = held.enter_context(file.lock(folder))
             try:
-                connection, saved = _opened(path, buckets_since)
+                connection, saved = opened()
             except CorruptError as error:
                 set_aside = file.set_aside(path, clock)
                 log.error("%s: it is kept as %s, and the ledger begins anew", error, set_aside)
-                connection, saved = _opened(path, buckets_since)
+                connection, saved = opened()
             held.enter_context(closing(connection))
             ledger = cls(connection, lock, path, clock, saved)
             held.pop_all()
@@ -81,6 +103,18 @@ class Ledger:
             self._changed.notify()
             return self._number
 
+    def deliver(self, batch: Batch, told: Callable[[Verdict], None]) -> None:
+        """Hand a batch over without waiting; `told` is called with what became of it, from the writer's thread.
+
+        While the ledger cannot be written nothing is taken: whoever has the batch can deliver it again.
+        """
+        with self._changed:
+            if self.problem is None:
+                self._deliveries.append(_Delivery(batch, told))
+                self._changed.notify()
+                return
+        told(Verdict(problem=self.problem))
+
     def close(self, timeout_seconds: float) -> bool:
         """Write what waits, if that can be done in time, and let go; returns whether all is written."""
         with self._changed:
@@ -98,34 +132,45 @@ class Ledger:
     def _run(self) -> None:
         owed: Change | None = None  # taken from what waits, and not written yet
         pause = 0.0
-        while (taken := self._take(owed, pause)) is not None:
-            owed, number = taken
-            if self._attempt(partial(self._write, owed)):
-                self._tell(owed, number)
+        while (work := self._take(owed, pause)) is not None:
+            verdicts = self._attempt(partial(self._write, work))
+            if verdicts is not None:
+                self._tell(work)
                 owed, pause = None, 0.0
-                self._forget_sometimes()
             else:
-                pause = min(max(2 * pause, _LEAST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+                verdicts = [Verdict(problem=self.problem)] * len(work.deliveries)
+                owed, pause = work.change, min(max(2 * pause, _LEAST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+            for delivery, verdict in zip(work.deliveries, verdicts, strict=True):
+                delivery.told(verdict)
+            if not pause:
+                self._forget_sometimes()
         self._let_go()
 
-    def _take(self, owed: Change | None, pause: float) -> tuple[Change, int] | None:
-        """Wait for something to write, or for the time to try again; returns it with its number, None at the end."""
+    def _take(self, owed: Change | None, pause: float) -> _Work | None:
+        """Wait for something to write, or for the time to try again; None at the end."""
         with self._changed:
             if owed is not None:  # a full disk is not tried more often than this, however much comes in
                 self._changed.wait_for(lambda: self._abandoned, _LEAST_PAUSE_SECONDS)
-            self._changed.wait_for(lambda: self._waiting is not None or self._closing, pause or None)
-            if self._abandoned or (owed is None and self._waiting is None):
+            self._changed.wait_for(
+                lambda: self._waiting is not None or self._deliveries or self._closing, pause or None
+            )
+            if self._abandoned or (owed is None and self._waiting is None and not self._deliveries):
                 return None
             newer, self._waiting = self._waiting, None
+            deliveries, self._deliveries = self._deliveries, []
             self._number += newer is not None
             number = self._number - 1
-        changes = [change for change in (owed, newer.change() if newer else None) if change is not None]
-        return (changes[0] if len(changes) == 1 else changes[0].merged(changes[1])), number
+        if newer is not None:
+            owed = owed.merged(newer.change()) if owed else newer.change()
+        return _Work(owed, number, deliveries)
 
-    def _attempt(self, action: Callable[[], None]) -> bool:
-        """Do something to the file. What goes wrong is counted and told, and the writer lives on: it holds money."""
+    def _attempt(self, action: Callable[[], Result]) -> Result | None:
+        """Do something to the file; returns None where that failed.
+
+        What goes wrong is counted and told, and the writer lives on: it holds money.
+        """
         try:
-            action()
+            return action()
         except LedgerError as error:
             self._failed(str(error))
         except (sqlite3.Error, OSError, OverflowError) as error:
@@ -133,9 +178,7 @@ class Ledger:
         except Exception as error:
             log.exception("a bug while writing the ledger")
             self._failed(f"{self._path}: internal error ({type(error).__name__})")
-        else:
-            return True
-        return False
+        return None
 
     def _failed(self, problem: str) -> None:
         self.errors += 1
@@ -144,14 +187,15 @@ class Ledger:
         self.problem = problem
         self._failing_since = self._failing_since or self._clock.now().unix_seconds
 
-    def _tell(self, change: Change, number: int) -> None:
+    def _tell(self, work: _Work) -> None:
         now = self._clock.now().unix_seconds
         if self._failing_since is not None:
             log.info("%s: written again after %.0f s", self._path, now - self._failing_since)
         self.problem = self._failing_since = None
-        self.last_commit, self.committed = now, number
+        self.last_commit, self.committed = now, work.number
         try:
-            self._on_commit(change)
+            if work.change is not None:
+                self._on_commit(work.change)
         except Exception:  # the change is on the disk: to try again would count it twice
             log.exception("a bug while a commit was told")
 
@@ -159,16 +203,24 @@ class Ledger:
         self._connection.close()
         self._lock.close()
 
-    def _write(self, change: Change) -> None:
-        named = dict.fromkeys((*change.totals, *change.rests, *(account for account, _ in change.buckets)))
-        new = dict(zip((account for account in named if account not in self._ids), count(len(self._ids) + 1)))
-        ids = self._ids | new
+    def _write(self, work: _Work) -> list[Verdict]:
         with self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
+            verdicts = self._judged(work.deliveries)
+            change = (work.change or Change()).merged(*(verdict.change for verdict in verdicts))
+            named = dict.fromkeys((*change.totals, *change.rests, *(account for account, _ in change.buckets)))
+            new = dict(zip((account for account in named if account not in self._ids), count(len(self._ids) + 1)))
             rows.open_accounts(connection, new)
-            rows.write(connection, change, ids)
+            rows.write(connection, change, self._ids | new)
             self._expect_same_files()
-        self._ids = ids
+        self._ids |= new
+        return verdicts
+
+    def _judged(self, deliveries: Sequence[_Delivery]) -> list[Verdict]:
+        if not deliveries:
+            return []
+        day = keys.rotate(self._connection, self._clock.now().wall // NANOSECONDS)
+        return [keys.judge(self._connection, delivery.batch, day) for delivery in deliveries]
 
     def _expect_same_files(self) -> None:
         """Raise LedgerError when the files that were opened are no longer what their paths name."""
@@ -193,9 +245,9 @@ class Ledger:
         rows.forget(self._connection, now, crowded=crowded)
 
 
-def _opened(path: Path, buckets_since: int) -> tuple[sqlite3.Connection, Saved]:
+def _opened(path: Path, buckets_since: int, kinds: Collection[Kind]) -> tuple[sqlite3.Connection, Saved]:
     with ExitStack() as held, in_words(path):
         connection = held.enter_context(closing(file.open_for_writing(path)))
-        saved = rows.read(connection, buckets_since)
+        saved = rows.read(connection, buckets_since, kinds)
         held.pop_all()
     return connection, saved

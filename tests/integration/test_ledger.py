@@ -10,8 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exporter.core.attribution import Claim, Slot
 from exporter.core.money import Account, Kind
-from exporter.ledger import BUCKET_SECONDS, Change, Ledger, LedgerError, Saved, change, connect_read_only, schema
+from exporter.ledger import (
+    BUCKET_SECONDS,
+    Change,
+    Ledger,
+    LedgerError,
+    Saved,
+    change,
+    connect_read_only,
+    file,
+    rows,
+    schema,
+)
 from exporter.ledger.rows import BUCKETS_KEPT_SECONDS
 from tests.fakes import FakeClock
 from tests.ledgers import QUARTER, commit, kill_writers, saved, spend, spent, until, writing
@@ -24,6 +36,9 @@ ACCOUNTS = (
 )
 NAMES = st.sampled_from(("engine:chat", "engine:other", "budget:all"))
 AMOUNTS = st.integers(0, 10**15)
+SLOTS = (Slot("chat", QUARTER, 300), Slot("chat", QUARTER + 300, 300), Slot("other", QUARTER, 60))
+ITEMS = (("usd", "m", "fast"), ("output_tokens",))
+CLAIMANTS = (("summary", "docs"), ("é'\"", ""))
 
 changes = st.builds(
     Change,
@@ -33,6 +48,11 @@ changes = st.builds(
     states=st.dictionaries(NAMES, st.none() | st.binary(max_size=5)),
     samples=st.lists(st.tuples(NAMES, st.integers(QUARTER, QUARTER + 9), st.tuples(AMOUNTS)), max_size=3),
     meta=st.dictionaries(NAMES, st.text(alphabet="aé\"'", max_size=3)),
+    pending=st.dictionaries(st.tuples(st.sampled_from(SLOTS), st.sampled_from(ITEMS)), AMOUNTS),
+    claims=st.dictionaries(
+        st.tuples(st.sampled_from(SLOTS), st.sampled_from(CLAIMANTS)), st.builds(Claim, AMOUNTS, AMOUNTS, AMOUNTS)
+    ),
+    closed=st.frozensets(st.sampled_from(SLOTS), max_size=2),
 )
 
 
@@ -51,7 +71,15 @@ def expected(parts: list[Change]) -> Saved:
     states: dict[str, bytes | None] = {}
     samples: dict[tuple[int, str], tuple[int, ...]] = {}
     meta: dict[str, str] = {}
+    pending: dict[tuple[Slot, tuple[str, ...]], int] = {}
+    claims: dict[tuple[Slot, tuple[str, str]], Claim] = {}
     for part in parts:
+        pending = {key: amount for key, amount in pending.items() if key[0] not in part.closed}
+        claims = {key: claim for key, claim in claims.items() if key[0] not in part.closed}
+        for key, amount in part.pending.items():
+            pending[key] = pending.get(key, 0) + amount
+        for claimed, claim in part.claims.items():
+            claims[claimed] = claims.get(claimed, Claim(0, 0, 0)).plus(claim)
         for account in (*part.totals, *part.rests, *(account for account, _ in part.buckets)):
             totals[account] = totals.get(account, 0) + 0
         for account, amount in part.totals.items():
@@ -69,6 +97,8 @@ def expected(parts: list[Change]) -> Saved:
         states={name: state for name, state in states.items() if state is not None},
         samples=tuple((series, at, values) for (at, series), values in sorted(samples.items())),
         meta=meta,
+        pending=pending,
+        claims=claims,
     )
 
 
@@ -102,6 +132,17 @@ def test_what_was_submitted_is_found_again(
                 else:
                     ledger.submit(change)
     assert saved(folder) == expected([change for life in lives for change in life])
+
+
+def test_only_the_buckets_of_the_kinds_asked_for_are_read(tmp_path: Path):
+    tokens = Account(Kind.OUTPUT_TOKENS, ("chat", "m", "fast"))
+    with writing(tmp_path) as ledger:
+        ledger.submit(spent(7))
+        ledger.submit(spent(9, tokens))
+    ledger = Ledger.open(tmp_path, FakeClock(), buckets_since=0, buckets_of=(Kind.SPEND, Kind.UNOBSERVED))
+    assert ledger.close(1)
+    assert ledger.saved.buckets == {(spend(), QUARTER): 7}
+    assert ledger.saved.totals == {spend(): 7, tokens: 9}
 
 
 def test_a_new_ledger_is_empty_private_and_made_with_its_folder(tmp_path: Path):
@@ -232,22 +273,22 @@ def test_near_its_bound_it_forgets_the_oldest_first(tmp_path: Path, monkeypatch:
     assert set(kept.totals.values()) == {150}
 
 
-@pytest.fixture
-def second_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    added = ("CREATE TABLE claims (id INTEGER PRIMARY KEY)", "INSERT INTO claims SELECT id FROM accounts")
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
-
-
-def test_a_ledger_of_an_older_version_is_brought_up_to_date(tmp_path: Path, request: pytest.FixtureRequest):
-    with writing(tmp_path) as ledger:
-        ledger.submit(spent(7))
-    request.getfixturevalue("second_version")
-    with pytest.raises(LedgerError, match="expected schema 2, found 1: `serve` brings it up to date"):
-        connect_read_only(tmp_path)
-    with writing(tmp_path) as ledger:
+def test_a_ledger_of_an_older_version_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first version knew no slots and no keys."""
+    newest, first = len(schema.MIGRATIONS), schema.MIGRATIONS[:1]
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "ledger.sqlite"
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "MIGRATIONS", first)
+        with closing(file.open_for_writing(path)) as connection:
+            rows.open_accounts(connection, {spend(): 1})
+            connection.execute("UPDATE accounts SET amount = 7")
+    with pytest.raises(LedgerError, match=f"expected schema {newest}, found 1: `serve` brings it up to date"):
+        connect_read_only(path.parent)
+    with writing(path.parent) as ledger:
         assert ledger.saved.totals == {spend(): 7}
-        assert schema.version(ledger._connection) == 2
-        assert ledger._connection.execute("SELECT id FROM claims").fetchall() == [(1,)]
+        commit(ledger, Change(pending={(SLOTS[0], ITEMS[0]): 5}))
+    assert saved(path.parent).pending == {(SLOTS[0], ITEMS[0]): 5}
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -263,7 +304,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
 def test_a_ledger_of_a_newer_version_is_refused_and_kept(tmp_path: Path, request: pytest.FixtureRequest):
     version = len(schema.MIGRATIONS)
     with request.getfixturevalue("monkeypatch").context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE claims (id)",)))
+        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE more (id)",)))
         with writing(tmp_path) as ledger:
             ledger.submit(spent(7))
     message = f"expected schema {version} or older, found {version + 1}: a newer version of this program wrote it"
