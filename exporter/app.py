@@ -16,17 +16,16 @@ from aiohttp import web
 from exporter import __version__
 from exporter.beat import Beat
 from exporter.books import Books
-from exporter.clock import NANOSECONDS, Clock, SystemClock
+from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
 from exporter.config.model import BudgetApi, Config, OnFatal, Role
 from exporter.config.nodes import ConfigError
 from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core import cap
-from exporter.core.periods import KEPT_QUARTERS, QUARTER
 from exporter.core.snapshot import ConfigView, Snapshot
-from exporter.ledger import Ledger, LedgerError, Saved
 from exporter.sources.http import new_session
 from exporter.sources.names import Resolver
+from exporter.storage import Storage
 from exporter.watch import LostDriverError
 from exporter.web.bearer import Tokens
 from exporter.web.board import Board
@@ -83,9 +82,8 @@ class App:
         self._reload_wanted = asyncio.Event()
         self._seen = self._signature()
         self._beat: Beat | None = None
-        self._ledger: Ledger | None = None
-        self._about_storage: tuple[str, ...] = ()  # warnings that no reload mends
         self._books = Books()
+        self._storage = Storage(options.storage, self._books, self._clock)
         self._board = Board(self._clock, self._empty_snapshot(), own_page)
 
     async def run(self) -> None:
@@ -100,9 +98,9 @@ class App:
             loop.add_signal_handler(name, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
         loop.add_signal_handler(signal.SIGUSR1, self._release_gpus)
-        problems = self._load_all() + await self._open_ledger()
-        if problems and self._options.on_fatal is OnFatal.EXIT:
-            raise UnusableError(problems, exit_code=2)
+        problems, about_storage = self._load_all(), await self._storage.open()
+        if (problems or about_storage) and self._options.on_fatal is OnFatal.EXIT:
+            raise UnusableError(problems + about_storage, exit_code=2)
         self._tell(problems)
         desk = BudgetDesk(self._board, self._books, self._clock, self._tokens)
         app = make_app(self._board, self._guard, desk, self.reload)
@@ -115,36 +113,10 @@ class App:
             raise UnusableError(lines, exit_code=1) from None
         finally:
             await runner.cleanup()
-            await self._close_ledger()
+            await self._storage.close(_GOODBYE_SECONDS)
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
                 signal.signal(name, signal.SIG_IGN)  # told twice, it ends no worse than told once
-
-    async def _open_ledger(self) -> list[str]:
-        """Open the ledger before anything is served or booked; returns why it cannot be used."""
-        folder = self._options.storage
-        if folder is None:
-            return []
-        since = self._clock.now().wall // NANOSECONDS - KEPT_QUARTERS * QUARTER
-        try:
-            self._ledger = await asyncio.to_thread(Ledger.open, folder, self._clock, buckets_since=since)
-        except LedgerError as error:
-            self._warn_of_storage(f"nothing is stored: {error}")
-            return [str(error)]
-        if self._ledger.set_aside:
-            self._warn_of_storage(f"the ledger was damaged, and began anew: {self._ledger.set_aside} is the old one")
-        self._books = Books(self._ledger)
-        self._ledger.saved = Saved()  # the books have it, and a fleet's months are tens of megabytes
-        self._books.start()
-        return []
-
-    def _warn_of_storage(self, text: str) -> None:
-        self._about_storage = (text,)
-        self._view = replace(self._view, warnings=(text, *self._view.warnings))
-
-    async def _close_ledger(self) -> None:
-        if self._ledger is not None and not await asyncio.to_thread(self._ledger.close, _GOODBYE_SECONDS):
-            log.error("the ledger could not be written whole: %s", self._ledger.problem or "it took too long")
 
     def _release_gpus(self) -> None:
         released = self._beat.gpus.release() if self._beat else None
@@ -155,6 +127,7 @@ class App:
         """Run all tasks until the event is set; one that crashes ends them all."""
         async with asyncio.TaskGroup() as group:
             parts = [
+                self._storage.wait(self._tell_of_no_beat),
                 self._beats(),
                 self._watch(),
                 *(self._listen(runner, *address) for address in self._options.listen),
@@ -178,6 +151,9 @@ class App:
             log.error("config: %s", line)
         for line in self._view.warnings:
             log.warning("config: %s", line)
+        self._tell_of_no_beat()
+
+    def _tell_of_no_beat(self) -> None:
         if self._beat is None:
             self._board.publish(self._empty_snapshot())
 
@@ -198,11 +174,13 @@ class App:
         except ConfigError as error:
             return error.lines
         now = self._clock.now()
-        found = (*self._about_storage, *warnings(config), *cap.warnings(config, now.wall))
+        found = (*warnings(config), *cap.warnings(config, now.wall))
         self._view = ConfigView(successful=True, last_success=now.unix_seconds, warnings=found)
         self._config = config
         if self._beat is not None:
             self._beat.plan(config)
+        else:
+            self._books.hold(config.budgets)  # a gateway may ask before the first beat
         self._configured.set()
         return []
 
@@ -272,6 +250,7 @@ class App:
                 return sites
 
     async def _beats(self) -> None:
+        await self._storage.is_open.wait()
         while self._config is None:
             await self._configured.wait()
         self._board.expects_beats = True
@@ -316,7 +295,7 @@ class App:
             hub_url=self._config.hub_url if self._config else None,
             config=self._view,
             totals=self._books.totals(),
-            ledger=self._books.ledger(),
+            ledger=self._storage.view(),
         )
 
 

@@ -24,7 +24,7 @@ from exporter.core.windows import EngineTotals, EngineWindows
 from exporter.ledger import Change, Ledger, Sample, Saved
 
 _ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
-_BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNOBSERVED)  # what budgets look at
+BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNOBSERVED)  # what budgets look at
 _OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger keeps about it
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
 
@@ -34,10 +34,30 @@ class Books:
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         """Go on from what a ledger holds. Without one all is kept in memory."""
-        saved = ledger.saved if ledger else Saved()
         self._ledger = ledger
         self._commit_seen = asyncio.Event()
-        # As an earlier process left them.
+        self.awaits_ledger = False  # what was spent is not known yet
+        self._early: dict[Account, Entry] = {}  # posted meanwhile
+        self.budgets: dict[str, BudgetMeter] = {}
+        self._begin(ledger.saved if ledger else Saved())
+
+    def await_ledger(self) -> None:
+        """Show and book nothing before there is a ledger to go on from."""
+        self.awaits_ledger = True
+
+    def go_on(self, ledger: Ledger) -> None:
+        """Go on from what the awaited ledger holds, and begin to write; what was posted meanwhile is booked now."""
+        held = [meter.budget for meter in self.budgets.values()]
+        self._ledger, self.awaits_ledger, self.budgets = ledger, False, {}
+        self._begin(ledger.saved)
+        self.hold(held)
+        for entry in self._early.values():
+            self._apply(*entry)
+        self._early.clear()
+        self.start()
+
+    def _begin(self, saved: Saved) -> None:
+        """Begin with what an earlier process left."""
         self.states, self.samples, self.meta = saved.states, saved.samples, saved.meta
         self._posted: dict[Account, int] = dict(saved.totals)
         self._rests: dict[Account, Fraction] = dict(saved.rests)  # less than one unit, waiting in its account
@@ -51,7 +71,6 @@ class Books:
         self._totals_waiting: dict[Account, int] = {}
         self._buckets_waiting: dict[tuple[Account, int], int] = {}
         self._uncommitted_spend = 0
-        self.budgets: dict[str, BudgetMeter] = {}
         self.overrides = _overrides(saved.meta)  # the latest of each budget, whether it still counts or not
 
     async def post(self, entries: Iterable[Entry]) -> None:
@@ -63,8 +82,12 @@ class Books:
         entries = list(entries)
         if any(entry.amount < 0 for entry in entries):
             raise ValueError("expected amounts of 0 or more")
-        for account, amount, at in entries:
-            self._apply(account, amount, at)
+        for entry in entries:
+            if self.awaits_ledger:
+                amount = self._early[entry.account].amount if entry.account in self._early else 0
+                self._early[entry.account] = entry._replace(amount=amount + entry.amount)
+            else:
+                self._apply(*entry)
 
     def _apply(self, account: Account, amount: Fraction | int, at: int) -> None:
         if not amount and account in self._posted:
@@ -74,7 +97,7 @@ class Books:
         self._rests[account] = Fraction(owed - whole).limit_denominator(_FINEST)
         self._posted[account] = self._posted.get(account, 0) + whole
         self._add_to_engine(account, whole)
-        if account.kind in _BY_QUARTER:
+        if account.kind in BY_QUARTER:
             self._quarters.setdefault(account, Quarters()).add(whole, at)
         for meter in self.budgets.values():
             meter.book(account, whole, at)
@@ -129,6 +152,8 @@ class Books:
 
         One that nobody waits for any more still comes in force when it can be written, if no newer one came instead.
         """
+        if self.awaits_ledger:
+            return False
         meta = {_OVERRIDE + override.budget: msgspec.json.encode(override).decode()}
         if self._ledger is None:
             self.overrides |= _overrides(meta)
@@ -162,7 +187,9 @@ class Books:
         )
 
     def totals(self) -> Mapping[Kind, Mapping[tuple[str, ...], int]]:
-        """Return a copy of all totals that may be shown, in each account's unit."""
+        """Return a copy of all totals that may be shown, in each account's unit; none before the ledger is there."""
+        if self.awaits_ledger:
+            return {}
         return {kind: dict(totals) for kind, totals in self._shown.items()}
 
     def engine_totals(self, engine: str) -> EngineTotals:
@@ -223,12 +250,12 @@ def _overrides(meta: Mapping[str, str]) -> dict[str, Override]:
 def _quarters(saved: Saved) -> dict[Account, Quarters]:
     amounts: dict[Account, dict[int, int]] = {}
     for (account, start), amount in saved.buckets.items():
-        if account.kind in _BY_QUARTER:
+        if account.kind in BY_QUARTER:
             amounts.setdefault(account, {})[start] = amount
     return {
         account: Quarters(amounts.get(account), total - sum(amounts.get(account, {}).values()))
         for account, total in saved.totals.items()
-        if account.kind in _BY_QUARTER
+        if account.kind in BY_QUARTER
     }
 
 

@@ -35,9 +35,10 @@ class Exporter:
     def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
 
-    def ask(self, path: str, method: str = "GET", **headers: str) -> Reply:
+    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
         response = connection.getresponse()
         body = response.read()
         connection.close()

@@ -69,11 +69,12 @@ class EngineCost:
 class BudgetFacts:
     """What a beat knows beside the money: the same for all budgets.
 
-    The ledger begins at `accounting_start` (Unix nanoseconds); `unobserved` has the nanoseconds that nobody saw and
-    nothing was booked for; `engines` are all engines.
+    The ledger begins at `accounting_start` (Unix nanoseconds), and is not known yet where `awaits_ledger`;
+    `unobserved` has the nanoseconds that nobody saw and nothing was booked for; `engines` are all engines.
     """
 
     accounting_start: int
+    awaits_ledger: bool = False
     unobserved: Quarters = field(default_factory=Quarters)
     engines: Sequence[EngineCost] = ()
 
@@ -210,7 +211,7 @@ class BudgetMeter:
             history_complete_ratio=_history_complete_ratio(period, now.wall, facts),
             unpriced=unpriced,
         )
-        if _is_attributed(self.budget) or (unpriced and not spent):
+        if facts.awaits_ledger or _is_attributed(self.budget) or (unpriced and not spent):
             return blank
         state = state_of(self.budget, spent, limit, unpriced=unpriced)
         return replace(

@@ -95,14 +95,16 @@ class GpusView:
 class LedgerView:
     """How writing to the ledger goes: nano-dollars that wait, failed attempts, the last commit in Unix seconds.
 
-    `problem` says in words why writing fails now; `set_aside` is where a damaged ledger was moved.
+    `problem` says in words why writing or, as long as it is not open, opening fails now; `set_aside` is where a
+    damaged ledger was moved.
     """
 
-    uncommitted: int
     errors: int
-    last_commit: float | None
     problem: str | None
-    set_aside: str | None
+    is_open: bool = True
+    uncommitted: int = 0
+    last_commit: float | None = None
+    set_aside: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,8 @@ def _health(name: str, text: str, value: Callable[[Snapshot], float | None], fle
 
 
 def _unobserved(snapshot: Snapshot) -> Iterator[Sample]:
-    yield (), snapshot.totals.get(Kind.UNOBSERVED, {}).get((), 0)
+    if snapshot.ledger is None or snapshot.ledger.is_open:
+        yield (), snapshot.totals.get(Kind.UNOBSERVED, {}).get((), 0)
 
 
 def _source_errors(snapshot: Snapshot) -> Iterator[Sample]:

@@ -108,7 +108,8 @@ class BudgetDesk:
         if self._has_beaten():
             return self._board.snapshot.budgets
         now = self._clock.now()
-        facts = BudgetFacts(accounting_start=now.wall, engines=(_UNKNOWN_ENGINE,))
+        awaits = self._books.awaits_ledger
+        facts = BudgetFacts(accounting_start=now.wall, awaits_ledger=awaits, engines=(_UNKNOWN_ENGINE,))
         return tuple(meter.view(now, facts) for meter in self._books.budgets.values())
 
     def _age_seconds(self) -> float:

@@ -1,6 +1,6 @@
 """The landing page: what this exporter is, how it is doing, where to go."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Final
 
@@ -8,7 +8,7 @@ from exporter.core.budgets import BudgetView
 from exporter.core.cap import Override
 from exporter.core.gpu_readings import Measure
 from exporter.core.money import NANO
-from exporter.core.snapshot import EngineView, GpusView, Snapshot, SourceView
+from exporter.core.snapshot import EngineView, GpusView, LedgerView, Snapshot, SourceView
 from exporter.web.budgets_json import usd, utc
 
 _STYLE: Final = """
@@ -50,7 +50,18 @@ def _problems(snapshot: Snapshot) -> str:
         parts.append(f"<h2>Config</h2><p>The last load of the config failed. {rest}</p>{_lines(config.problems)}")
     if config.warnings:
         parts.append(_lines(config.warnings))
+    if snapshot.ledger is not None:
+        parts += [_lines([text]) for text in _about_ledger(snapshot.ledger)]
     return "".join(parts)
+
+
+def _about_ledger(ledger: LedgerView) -> Iterator[str]:
+    if ledger.problem is not None and ledger.is_open:
+        yield f"The ledger cannot be written, metering goes on: {ledger.problem}"
+    elif ledger.problem is not None:
+        yield f"Nothing is metered until the ledger can be opened: {ledger.problem}"
+    if ledger.set_aside is not None:
+        yield f"The ledger was damaged, and began anew: {ledger.set_aside} is the old one."
 
 
 def _lines(lines: Iterable[str]) -> str:
