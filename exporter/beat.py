@@ -59,6 +59,7 @@ class Beat:
         self._network = NetworkWatch(clock, machine.interfaces)
         self._adopt(config)
         self._resume.budgets()
+        self.gpus.restore(self._resume.gpus)
 
     def plan(self, config: Config) -> None:
         """Put another config in force at the next beat, which still charges the time before it by the old one."""
@@ -129,7 +130,7 @@ class Beat:
             self._books.windows(name).record(now.monotonic, self._books.engine_totals(name))
         for meter in self._books.budgets.values():
             meter.record(now)
-        self._resume.leave(now, self._meters, self._terms)
+        self._resume.leave(now, self._meters, self._terms, self.gpus.state(now))
         await self._books.settled(min(self.config.interval * _SHARE_FOR_A_COMMIT, _LONGEST_FOR_A_COMMIT_SECONDS))
         self.last = now
         self._publish(self._snapshot(now))
@@ -154,6 +155,7 @@ class Beat:
         log.warning("not charged: a gap of %.0f s, longer than max_gap", interval.duration_ns / NANOSECONDS)
         await self._books.post(_unobserved(interval))
         self._network.rebaseline()
+        self.gpus.rebaseline()
         return None
 
     def _standing_accounts(self) -> dict[tuple[Category, str], Account]:

@@ -17,7 +17,7 @@ from exporter.core.prices import Interval
 from exporter.core.windows import EngineTotals
 from exporter.ledger import Sample
 
-_ENGINE, _PEAK, _BUDGET = "engine:", "peak:", "budget:"
+_ENGINE, _PEAK, _BUDGET, _GPUS = "engine:", "peak:", "budget:", "gpus"
 LAST_BEAT: Final = "last_beat"  # Unix nanoseconds: all standing costs before it are booked
 _ACCOUNTING_START: Final = "accounting_start"  # Unix nanoseconds
 _MINUTE: Final = 60
@@ -75,9 +75,17 @@ class Resume:
         """Tell whether an earlier process charged an engine until its last beat; for the first beat of this one."""
         return _ENGINE + engine in self._states
 
-    def leave(self, now: Instant, meters: Mapping[str, EngineMeter], terms: Mapping[str, Terms]) -> None:
+    @property
+    def gpus(self) -> bytes | None:
+        """What an earlier process left of its GPUs; until this one's first beat."""
+        return self._states.get(_GPUS)
+
+    def leave(
+        self, now: Instant, meters: Mapping[str, EngineMeter], terms: Mapping[str, Terms], gpus: bytes | None
+    ) -> None:
         """Hand everything to the ledger: what was posted, and what must agree with it."""
         states: dict[str, bytes | None] = {_ENGINE + name: meter.state(terms[name]) for name, meter in meters.items()}
+        states |= {} if gpus is None else {_GPUS: gpus}
         self._states.clear()  # an engine that comes back later has been away
         self._series.clear()
         gone = self._written - states.keys()

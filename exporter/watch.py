@@ -1,6 +1,7 @@
 """What a beat watches beside its engines: GPUs and the network. Each joins a source, what is remembered, and prices."""
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
+import msgspec
 
 from exporter.clock import Clock, Instant
 from exporter.config.model import Config, GpuSource, OnFatal
 from exporter.config.prices import NetworkPrice
 from exporter.core.energy import Draw, Draws, measured
 from exporter.core.gpu_readings import GpusReading
-from exporter.core.gpus import GpuMeter, Shares, expected
+from exporter.core.gpus import GpuMeter, GpusState, Shares, expected
 from exporter.core.meter import Terms
 from exporter.core.money import Account, Entry
 from exporter.core.network import NetworkMeter, NetworkReading, charges
@@ -41,6 +43,15 @@ class Machine:
 
 class LostDriverError(Exception):
     """The GPU driver is gone for good, and the config says to end then."""
+
+
+class WatchState(msgspec.Struct):
+    """What a restart of ours must not forget of the GPUs, and of what engines drew whose time may not be booked yet."""
+
+    asked: int
+    seen: GpusState
+    draws: dict[str, list[Draw]]
+    unsteady: dict[str, int]  # Unix nanoseconds
 
 
 class GpuWatch:
@@ -81,6 +92,35 @@ class GpuWatch:
             else:
                 self._watched = Watched(self._sources)
         self._shares = self._meter.shares(config.engines)
+
+    def state(self, now: Instant) -> bytes | None:
+        """Return what must outlive us, None where no GPU is known.
+
+        It is JSON, since the nanojoules of some months are beyond the integers of msgpack.
+        """
+        ahead, charged = now.wall - now.monotonic, {uuid for shares in self._shares.values() for uuid in shares}
+        seen = self._meter.state(charged, ahead)
+        if seen is None:
+            return None
+        draws = {engine: draws.to_book() for engine, draws in self._draws.items()}
+        unsteady = {name: at + ahead for name, at in self._unsteady.items() if now.monotonic - at <= MINUTE}
+        return msgspec.json.encode(WatchState(_looked_for(self._config), seen, draws, unsteady), enc_hook=str)
+
+    def restore(self, left: bytes | None) -> None:
+        """Go on where an earlier process stopped, with what its `state` returned; once a config is adopted."""
+        state, now = _decoded(left), self._clock.now()
+        if state is None:
+            return
+        ahead = now.wall - now.monotonic
+        self._meter.restore(state.seen, ahead, is_same=state.asked == _looked_for(self._config))
+        self._unsteady = {name: at - ahead for name, at in state.unsteady.items()}
+        for engine in self._draws.keys() & state.draws.keys():
+            for draw in state.draws[engine]:
+                self._draws[engine].add(draw)
+
+    def rebaseline(self) -> None:
+        """Leave out what GPUs draw until the next reading."""
+        self._meter.rebaseline()
 
     def close(self) -> None:
         """Let go of the driver."""
@@ -176,6 +216,23 @@ class GpuWatch:
 def _asks(config: Config) -> object:
     """Return all that decides who is asked."""
     return config.gpu.source, config.gpu.nvml_library, config.gpu.dcgm_url
+
+
+def _looked_for(config: Config) -> int:
+    """Return what is another number once other GPUs are looked for, or are charged to engines in another way."""
+    gpus = [engine.gpus for engine in config.engines if engine.gpus]
+    return zlib.crc32(msgspec.json.encode((_asks(config), config.gpu.select, gpus), enc_hook=str))
+
+
+def _decoded(state: bytes | None) -> WatchState | None:
+    try:
+        return None if state is None else msgspec.json.decode(state, type=WatchState, dec_hook=_fraction)
+    except (ValueError, ArithmeticError):  # msgspec's errors, UnicodeDecodeError, and a fraction of 0
+        return None  # of another version: the GPUs are read as new ones
+
+
+def _fraction(_: type, text: str) -> Fraction:
+    return Fraction(text)
 
 
 class NetworkWatch:

@@ -7,6 +7,8 @@ from itertools import chain
 from math import ceil
 from typing import Final
 
+import msgspec
+
 from exporter.config.model import Engine, GpuShare
 from exporter.core.gpu_readings import GpuReading, GpusReading, Measure, Total
 from exporter.core.money import NANO
@@ -40,19 +42,46 @@ class GpuView:
         return self.reading.gauges.get((measure, label))
 
 
+class KnownGpu(msgspec.Struct):
+    """What money must not forget of one GPU, also through a restart of ours: its name, and its counter of energy."""
+
+    name: str = ""
+    nanojoules: int | None = None  # as its counter last stood
+    read: int = 0  # when it stood so: monotonic nanoseconds, in a state Unix nanoseconds
+    is_left_out: bool = False  # what it draws until its counter is read again
+
+    def advance(self, reading: GpuReading) -> int | None:
+        """Take the next reading; returns the nanojoules drawn since the one before, None before any was read."""
+        self.name = reading.name or self.name
+        before, now = self.nanojoules, reading.totals.get(_ENERGY)
+        if now is None:
+            return None if before is None else 0
+        gap = max((reading.sampled or 0) - self.read, 0)
+        moved = 0 if self.is_left_out else _plausible(Total.ENERGY, _moved(Total.ENERGY, before, now), gap)
+        self.nanojoules, self.read, self.is_left_out = now, reading.sampled or 0, False
+        return None if before is None else moved
+
+
+class GpusState(msgspec.Struct):
+    """What a restart of ours must not forget of all GPUs; `present` and `shown` are as the last reading had them."""
+
+    gpus: dict[str, KnownGpu]
+    parents: dict[str, str]
+    present: list[str]
+    shown: int
+
+
 class _Gpu:
-    """What is remembered of one GPU."""
+    """What the page remembers of one GPU."""
 
     def __init__(self, reading: GpuReading) -> None:
         self.last = reading
         self.totals: dict[tuple[Total, str], int] = {}
         self.busy = _new_history()
         self._counted: dict[tuple[Total, str], tuple[int, int]] = {}  # value, and monotonic nanosecond
-        self._energy_before: int | None = None
 
     def advance(self, reading: GpuReading) -> None:
         """Take the next reading."""
-        self._energy_before = self.totals.get(_ENERGY)
         now = reading.sampled or 0
         began_anew = reading.totals.get(_BUSY, 0) < self._counted.get(_BUSY, (0, 0))[0]
         for key, value in reading.totals.items():
@@ -67,17 +96,8 @@ class _Gpu:
             self.busy.append(reading.sampled, self.totals.get(_BUSY, 0))
         self.last = reading
 
-    @property
-    def drawn(self) -> int | None:
-        """The energy since the reading before, in nanojoules; None before any was read.
-
-        What was drawn while nothing could be read comes with the next reading.
-        """
-        return None if self._energy_before is None else self.totals[_ENERGY] - self._energy_before
-
     def lose(self) -> None:
         """No source says anything of it any more."""
-        self._energy_before = self.totals.get(_ENERGY)
         self.busy = _new_history()
         self.last = replace(self.last, up=False, gauges={}, instances=(), stuck_seconds=None)
 
@@ -114,6 +134,9 @@ class GpuMeter:
 
     def __init__(self) -> None:
         self._gpus: dict[str, _Gpu] = {}
+        self._known: dict[str, KnownGpu] = {}
+        self._drawn: dict[str, int | None] = {}  # in the last beat, by those that were read in it
+        self._earlier: list[str] = []  # seen by an earlier process, of which as many may still be silent
         self._parents: dict[str, str] = {}  # by the UUID of a MIG instance: the GPU that it is part of
         self._present: list[str] = []  # what the last reading told apart
         self._shown = 0  # how many GPUs it showed
@@ -121,18 +144,55 @@ class GpuMeter:
     def advance(self, reading: GpusReading | None) -> None:
         """Take a beat's reading; None where there was none."""
         found = {gpu.uuid: gpu for gpu in reading.gpus} if reading else {}
+        self._drawn = {}
         for uuid, gpu in found.items():
             self._gpus.setdefault(uuid, _Gpu(gpu)).advance(gpu)
+            self._drawn[uuid] = self._known.setdefault(uuid, KnownGpu()).advance(gpu)
             self._parents |= {instance.uuid: uuid for instance in gpu.instances}
         for uuid in self._gpus.keys() - found.keys():
             self._gpus[uuid].lose()
         if reading is not None:
             self._present = list(found)
             self._shown = len(found) if reading.shown is None else reading.shown
+        if len(found) >= len(self._earlier):
+            self._earlier = []  # those that are not among them were replaced
+
+    def rebaseline(self) -> None:
+        """Leave out what is drawn until the next reading."""
+        for known in self._known.values():
+            known.is_left_out = True
+
+    def state(self, charged: Iterable[str], wall_ahead: int) -> GpusState | None:
+        """Return what must outlive us of the GPUs that are present or charged (UUIDs); None where there are none.
+
+        `wall_ahead` is by how many nanoseconds the wall clock is ahead of the monotonic one.
+        """
+        kept = {*self._present, *charged} & self._known.keys()
+        if not kept:
+            return None
+        return GpusState(
+            gpus={uuid: _moved_in_time(self._known[uuid], wall_ahead) for uuid in self._known if uuid in kept},
+            parents={instance: uuid for instance, uuid in self._parents.items() if uuid in kept},
+            present=self._present,
+            shown=self._shown,
+        )
+
+    def restore(self, state: GpusState, wall_ahead: int, *, is_same: bool) -> None:
+        """Go on where an earlier process stopped; nothing of it is on the page before a source tells of it.
+
+        `is_same` says that the same GPUs are looked for, for the same engines: only then do those that were seen last
+        stand for the ones that are there, until a source answers.
+        """
+        self._known = {uuid: _moved_in_time(known, -wall_ahead) for uuid, known in state.gpus.items()}
+        self._parents = state.parents
+        if is_same:
+            self._earlier, self._present, self._shown = list(state.gpus), state.present, state.shown
 
     def forget(self, is_wanted: Callable[[str], bool]) -> None:
         """Forget the GPUs that nobody wants to see any more."""
         self._gpus = {uuid: gpu for uuid, gpu in self._gpus.items() if is_wanted(uuid)}
+        self._known = {uuid: known for uuid, known in self._known.items() if is_wanted(uuid)}
+        self._earlier = [uuid for uuid in self._earlier if is_wanted(uuid)]
         self._present = [uuid for uuid in self._present if is_wanted(uuid)]
         self._shown = len(self._present)
 
@@ -156,7 +216,8 @@ class GpuMeter:
         numbers = {engine.name: engine.gpus for engine in engines if isinstance(engine.gpus, Fraction) and engine.gpus}
         want = ceil(sum(numbers.values()))
         free = [uuid for uuid in self._present if uuid not in taken]
-        lost = [uuid for uuid in self._gpus if uuid not in taken and uuid not in free]
+        seen = dict.fromkeys((*self._earlier, *self._gpus))
+        lost = [uuid for uuid in seen if uuid not in taken and uuid not in free]
         if len(free) + len(lost) == want >= unlisted:
             free += lost  # those that are silent can only be these
         if free and len(free) == want >= unlisted and (want == 1 or len(numbers) == 1):
@@ -181,22 +242,27 @@ class GpuMeter:
         """Return the product names of an engine's GPUs, and how much of each it has; nothing where one is not known."""
         found: dict[str, Fraction] = {}
         for uuid, share in shares.items():
-            if uuid not in self._gpus or not self._gpus[uuid].last.name:
+            name = self._known[uuid].name if uuid in self._known else ""
+            if not name:
                 return {}
-            name = self._gpus[uuid].last.name
             found[name] = found.get(name, Fraction(0)) + share
         return found
 
     def drawn(self, shares: Shares) -> Fraction | None:
         """Return the energy that one average GPU of an engine drew since the reading before, in nanojoules.
 
-        None where there are no GPUs, or one of them has never said how much it draws.
+        None where there are no GPUs, or one of them has never said how much it draws. What was drawn while nothing
+        could be read comes with the next reading.
         """
-        drawn = [(self._gpus[uuid].drawn if uuid in self._gpus else None, share) for uuid, share in shares.items()]
+        drawn = [(self._drawn_by(uuid), share) for uuid, share in shares.items()]
         known = [(energy, share) for energy, share in drawn if energy is not None]
         if not known or len(known) < len(drawn):
             return None
         return sum((energy * share for energy, share in known), Fraction(0)) / sum(share for _, share in known)
+
+    def _drawn_by(self, uuid: str) -> int | None:
+        known = self._known.get(uuid)
+        return None if known is None or known.nanojoules is None else self._drawn.get(uuid, 0)
 
     def all_up(self, shares: Shares) -> bool:
         """Tell whether all of an engine's GPUs answered at the last reading."""
@@ -223,6 +289,10 @@ def expected(engines: Iterable[Engine]) -> int:
             uuids |= {gpu if isinstance(gpu, str) else gpu.uuid for gpu in engine.gpus}
     whole = {uuid for uuid in uuids if not uuid.startswith(_MIG)}
     return ceil(numbers) + len(whole) + (len(uuids) > len(whole))
+
+
+def _moved_in_time(known: KnownGpu, nanoseconds: int) -> KnownGpu:
+    return msgspec.structs.replace(known, read=known.read + nanoseconds)
 
 
 def _by_family(gpu: _Gpu) -> dict[str, list[tuple[str, float]]]:

@@ -25,16 +25,16 @@ from hypothesis import strategies as st
 from exporter import resume
 from exporter.beat import Beat
 from exporter.books import Books
-from exporter.clock import NANOSECONDS
 from exporter.config.model import Budget, Config, Engine, Gpu, GpuSelect, GpuSource, Match
-from exporter.config.prices import DatedPrice, GpuPrice, OtherPrice, Prices, StoragePrice
+from exporter.config.prices import DatedPrice, GpuPrice, OtherPrice, OwnedPrice, Prices, StoragePrice
 from exporter.core.money import NANO, Account, Kind
-from exporter.core.periods import KEPT_QUARTERS, QUARTER
+from exporter.core.periods import KEPT_QUARTERS
 from exporter.core.snapshot import Snapshot
-from exporter.ledger import Ledger, Saved, file, writer
+from exporter.ledger import Saved, file, writer
 from exporter.metrics import ROWS
 from exporter.page import PageWriter
 from exporter.sources.http import new_session
+from exporter.storage import open_ledger
 from exporter.watch import Machine
 from tests.fakes import FakeClock, served
 from tests.ledgers import saved
@@ -107,8 +107,7 @@ class Stage:
         root.mkdir(exist_ok=True)
 
     def begin(self) -> None:
-        since = self.clock.now().wall // NANOSECONDS - KEPT_QUARTERS * QUARTER
-        self.ledger = Ledger.open(self.folder, self.clock, buckets_since=since)
+        self.ledger = open_ledger(self.folder, self.clock)
         self.books = Books(self.ledger)
         self.books.start()
         self.live = Beat(self.config, self.clock, self.books, self._session, self._published, Machine(environ={}))
@@ -745,6 +744,31 @@ async def test_histograms_and_gpus_start_at_nothing(tmp_path: Path):
             assert page[count] == 1
             assert max(value for name, value in page.items() if name.startswith(busy)) == 0
             assert page["llmcost_source_errors_total{reason=refused,source=engine,target=chat}"] == 0
+
+
+async def test_energy_of_beats_that_nobody_wrote_down_is_charged_by_the_next_life(tmp_path: Path):
+    """To the nano-dollar: a dollar an hour and 100 nano-dollars a joule."""
+    price = OwnedPrice(purchase_usd=Decimal(8760), lifetime=365 * 86_400.0, usd_per_kwh=Decimal("0.36"))
+    counter = [7000]
+    page = DCGM + DCGM.replace("GPU_UTIL", "TOTAL_ENERGY_CONSUMPTION").replace(" 50", " MILLIJOULES")
+    budgets = (Budget(name="all", daily_usd=Decimal(25)),)
+    async with served(lambda: (200, page.replace("MILLIJOULES", f"{counter[-1]}000"))) as dcgm_url:
+        gpu = Gpu(source=GpuSource.DCGM, dcgm_url=dcgm_url)
+        async with staged(tmp_path, gpu=gpu, prices=Prices(gpu=GpuPrice(owned=price)), budgets=budgets) as (stage, _):
+            await stage.beat()
+            with stage.no_commits():
+                for joules in (7100, 7300):
+                    counter.append(joules)
+                    stage.clock.advance(5)
+                    await stage.live.once()
+                stage.kill()
+            stage.begin()
+            counter.append(7450)
+            await stage.beat(3)
+            spent_nano = round(13 * NANO / 3600 + 450 * 100)
+            assert compute(stage.page()) * NANO == pytest.approx(spent_nano, abs=1.1)
+            assert stage.page()["llmcost_budget_spent_usd{budget=all,period=day}"] == compute(stage.page())
+            assert not [name for name in stage.page() if "unpriced" in name and stage.page()[name]]
 
 
 # --- windows and budgets

@@ -1,7 +1,9 @@
 """The beat with GPUs and a network beside its engines: what they change of the page, the prices and the bill."""
 
+import contextlib
 import logging
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -9,20 +11,24 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import aiohttp
 import pytest
 
 from exporter.beat import Beat
 from exporter.books import Books
+from exporter.clock import Instant
 from exporter.config.model import Config, Engine, Gpu, GpuSelect, GpuShare, GpuSource
 from exporter.config.prices import GpuPrice, NetworkPrice, OwnedPrice, Prices
 from exporter.core.gpu_readings import GpusReading
 from exporter.core.money import NANO, Kind
 from exporter.core.snapshot import Snapshot
+from exporter.ledger import Ledger, file
 from exporter.metrics import ROWS
 from exporter.page import PageWriter
 from exporter.sources.http import SourceError, new_session
 from exporter.watch import LostDriverError, Machine
 from tests.fakes import FakeClock, served
+from tests.ledgers import saved
 from tests.processes import samples
 
 BEGAN: Final = 1_795_464_804.0
@@ -77,16 +83,41 @@ Configure = Callable[[str, str], Config]  # by the addresses of the engine's pag
 
 
 class Stage:
-    """The real beat between two real servers, with time in our hands; None hangs up."""
+    """The real beat between two real servers, with time in our hands; None hangs up.
 
-    def __init__(self, path: Path | None) -> None:
-        self.clock, self.books = FakeClock(BEGAN), Books()
+    With a folder it has a ledger, and one life of the exporter can follow another.
+    """
+
+    def __init__(self, path: Path | None, folder: Path | None) -> None:
+        self.clock, self.folder = FakeClock(BEGAN), folder
+        self.session: aiohttp.ClientSession
         self.snapshots: list[Snapshot] = []
         self.engine: str | None = working()
         self.gpus: str | None = None
         self.urls = ("", "")
         self.machine = Machine(environ={}, interfaces=path or Path("no such table"))
+        self.ledger: Ledger | None = None
+        self.books: Books
         self.beat: Beat
+
+    def begin(self, configure: Configure) -> None:
+        self.configure = configure
+        self.ledger = Ledger.open(self.folder, self.clock) if self.folder else None
+        self.books = Books(self.ledger)
+        self.books.start()
+        config = configure(*self.urls)
+        self.beat = Beat(config, self.clock, self.books, self.session, self.snapshots.append, self.machine)
+
+    def end(self) -> None:
+        assert self.ledger is None or self.ledger.close(5)
+
+    def restart(self, seconds: float = 5.0, configure: Configure | None = None) -> None:
+        """Be another process, whose monotonic clock is another one, so many seconds after the last beat."""
+        self.end()
+        self.clock.advance(seconds)
+        wall, self.clock = self.clock.now().wall, FakeClock()
+        self.clock._now = Instant(wall, self.clock.now().monotonic)
+        self.begin(configure or self.configure)
 
     async def after(self, seconds: float = 5.0) -> Page:
         """Return the page of a beat some seconds after the one before."""
@@ -108,21 +139,29 @@ class Stage:
     def booked(self) -> Fraction:
         """Return all nano-dollars so far, with what is smaller than one."""
         rests = (rest for account, rest in self.books._rests.items() if account.kind is Kind.SPEND)
-        return sum(self.books.totals()[Kind.SPEND].values()) + sum(rests, Fraction(0))
+        whole = (total for account, total in self.books._posted.items() if account.kind is Kind.SPEND)
+        return sum(whole) + sum(rests, Fraction(0))
+
+    def unpriced(self) -> float:
+        """Return all GPU seconds so far that had no price."""
+        posted = self.books._posted.items()
+        return sum(total for account, total in posted if account.kind is Kind.UNPRICED_GPU) / NANO
 
 
 @asynccontextmanager
-async def staged(configure: Configure, path: Path | None = None) -> AsyncIterator[Stage]:
-    stage = Stage(path)
+async def staged(configure: Configure, path: Path | None = None, folder: Path | None = None) -> AsyncIterator[Stage]:
+    stage = Stage(path, folder)
     async with (
         served(lambda: None if stage.engine is None else (200, stage.engine)) as url,
         served(lambda: None if stage.gpus is None else (200, stage.gpus)) as dcgm_url,
-        new_session() as session,
+        new_session() as stage.session,
     ):
         stage.urls = (url, dcgm_url)
-        config = configure(url, dcgm_url)
-        stage.beat = Beat(config, stage.clock, stage.books, session, stage.snapshots.append, stage.machine)
-        yield stage
+        stage.begin(configure)
+        try:
+            yield stage
+        finally:
+            stage.end()
 
 
 Gpus = str | tuple[str | GpuShare, ...]
@@ -361,12 +400,15 @@ async def test_energy_is_booked_with_the_beat_that_drew_it():
 SHARED: Final = ((A, GpuShare(uuid=B, share=Decimal("0.5"))), (GpuShare(uuid=B, slices=3),))
 
 
+@pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-async def test_two_engines_share_gpus_and_their_energy_to_the_last_fraction_of_a_nano_dollar(seed: int):
-    """Sixty beats of any length in which anything may fail, and any counter begin anew."""
+async def test_two_engines_share_gpus_and_their_energy_to_the_last_fraction_of_a_nano_dollar(
+    tmp_path: Path, seed: int, restarts: bool
+):
+    """Sixty beats of any length in which anything may fail, any counter begin anew, and any process be a new one."""
     chance = random.Random(seed)
     counters, moved, seen, time = {A: 10**6, B: 5}, {A: 0, B: 0}, {A: 10**6, B: 5}, Fraction(0)
-    async with staged(configured(*SHARED, price=owned())) as stage:
+    async with staged(configured(*SHARED, price=owned()), folder=tmp_path if restarts else None) as stage:
         await stage.says(dcgm(*(Seen(uuid, joules=joules) for uuid, joules in counters.items())))
         for beat in range(60):
             is_last = beat == 59
@@ -384,7 +426,10 @@ async def test_two_engines_share_gpus_and_their_energy_to_the_last_fraction_of_a
                 page = None
             seconds = chance.choice([5.0, 5.0, 4.875, 0.5, 14.0])
             time += Fraction(seconds)
+            if restarts and chance.random() < 0.4:
+                stage.restart(seconds)
             await stage.says(page, seconds=seconds)
+    assert stage.unpriced() == 0
     charged = Fraction(3, 2) + Fraction(3, 7)
     energy = moved[A] + Fraction(1, 2) * moved[B] + Fraction(3, 7) * moved[B]
     assert stage.booked() == charged * time * FIXED + energy * NANO_USD_A_JOULE
@@ -428,6 +473,209 @@ async def test_energy_that_nobody_can_tell_whose_it_is_any_more_is_not_taken_for
         assert not [name for name in page if "gpu_price" in name]
     assert both[-1]["llmcost_unpriced_gpu_seconds_total{gpu=any}"] == 10
     assert stage.booked() == 5 * FIXED + 500 * NANO_USD_A_JOULE
+
+
+# After a restart -------------------------------------------------------------------------------------------------
+
+ENERGY_TOTAL: Final = of_gpu("gpu_energy_joules_total")
+BOTH_WAYS: Final[tuple[Gpus, ...]] = ("1", (A,))
+
+
+@pytest.mark.parametrize("gpus", BOTH_WAYS)
+@pytest.mark.parametrize("seconds", [5.0, 3600.0])
+@pytest.mark.parametrize(("joules", "drawn"), [(1700, 1200), (500, 0), (30, 30)], ids=["moved", "stood", "fell"])
+async def test_the_energy_between_two_lives_is_charged_in_the_interval_between(
+    tmp_path: Path, gpus: Gpus, seconds: float, joules: float, drawn: float
+):
+    """The page begins at 0 all the same, and shows the power of the interval at once."""
+    async with staged(configured(gpus, price=owned()), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(joules=0)), dcgm(Seen(joules=500)))
+        stage.restart(seconds)
+        page = await stage.says(dcgm(Seen(joules=joules)))
+        assert stage.booked() == (5 + Fraction(seconds)) * FIXED + (500 + Fraction(drawn)) * NANO_USD_A_JOULE
+        assert stage.unpriced() == 0
+        assert page[ENERGY_TOTAL] == 0
+        assert page[SPEND] == page[PRICE] == pytest.approx(1 + (500 + drawn) / (5 + seconds) / 1000 * 0.36)
+        page = await stage.says(dcgm(Seen(joules=joules + 40)))
+        assert page[ENERGY_TOTAL] == 40
+        assert stage.booked() == (10 + Fraction(seconds)) * FIXED + (540 + Fraction(drawn)) * NANO_USD_A_JOULE
+
+
+async def test_the_first_beat_of_a_life_leaves_a_baseline_for_the_next_life(tmp_path: Path):
+    async with staged(configured("1", price=owned("500")), folder=tmp_path) as stage:
+        for joules in (10**11, 10**11 + 70, 10**11 + 300):  # nanojoules beyond 64 bits
+            await stage.says(dcgm(Seen(joules=joules)))
+            stage.restart()
+        assert stage.booked() == 10 * FIXED + 300 * NANO_USD_A_JOULE
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(5.0, 0), (600.0, 2_000_000)])
+async def test_more_than_a_gpu_can_have_drawn_since_the_last_beat_of_an_earlier_life_is_not_charged(
+    tmp_path: Path, seconds: float, drawn: int
+):
+    async with staged(configured("1", price=owned()), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(joules=0)), dcgm(Seen(joules=0)))
+        stage.restart(seconds)
+        await stage.says(dcgm(Seen(joules=2_000_000)))
+        assert stage.booked() == (5 + Fraction(seconds)) * FIXED + drawn * NANO_USD_A_JOULE
+
+
+@pytest.mark.parametrize("gpus", BOTH_WAYS)
+async def test_a_source_that_is_silent_after_a_restart_makes_up_for_it_later(tmp_path: Path, gpus: Gpus):
+    """And as after any loss no power is shown for a minute, also by the life that follows."""
+    async with staged(configured(gpus, price=owned("500")), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(joules=0)), dcgm(Seen(joules=500)))
+        stage.restart(60.0)
+        page = await stage.says(None)
+        assert SPEND not in page
+        assert ENERGY_TOTAL not in page
+        stage.restart()
+        assert SPEND not in await stage.says(None, dcgm(Seen(joules=9500)))
+        stage.restart()
+        assert SPEND not in await stage.says(dcgm(Seen(joules=9500)))
+        assert SPEND in await stage.says(dcgm(Seen(joules=9500)), seconds=60)
+        assert stage.booked() == 140 * FIXED + 9500 * NANO_USD_A_JOULE
+        assert stage.unpriced() == 0
+
+
+async def test_energy_is_booked_with_the_beat_that_drew_it_also_by_a_later_life(tmp_path: Path):
+    drawn = (1, 20, 300, 4000, 50_000, 60_000)
+    async with staged(configured("1", price=owned(), select=GpuSelect.ALL), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(joules=0)))
+        for number in range(6):
+            stage.engine = None if number < 5 else working()
+            stage.restart()
+            await stage.says(dcgm(Seen(joules=sum(drawn[: number + 1]))))
+        assert stage.unpriced() == 0
+        posted = stage.books._posted.items()
+        totals = {account.labels[0]: total for account, total in posted if account.kind is Kind.SPEND and total}
+    assert totals == {
+        "compute_down": int(2 * 5 * FIXED + 21 * NANO_USD_A_JOULE),
+        "compute_busy": int(4 * 5 * FIXED + 114_300 * NANO_USD_A_JOULE),
+    }
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_the_energy_of_a_gap_that_is_not_charged_is_not_charged_when_the_source_is_back_either(
+    tmp_path: Path, restarts: bool
+):
+    week = 7 * 86_400.0
+    async with staged(configured("1", price=owned()), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(joules=0)), dcgm(Seen(joules=500)))
+        if restarts:
+            stage.restart(week)
+        await stage.says(None, seconds=week)
+        if restarts:
+            stage.restart()
+        await stage.says(dcgm(Seen(joules=10**8)), dcgm(Seen(joules=10**8 + 70)))
+        assert stage.booked() == 15 * FIXED + 570 * NANO_USD_A_JOULE
+        assert stage.unpriced() == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "names", "price"),
+    [
+        (("1",), (H100,), "3.2"),
+        (((A,),), (H100,), "3.2"),
+        (("2",), (H100, L4), "4"),
+        (((A,), "1"), (H100, L4), "4"),
+        (((GpuShare(uuid=A, share=Decimal("0.5")), B),), (H100, L4), "2.4"),
+    ],
+)
+async def test_gpus_that_do_not_answer_after_a_restart_cost_what_they_did(
+    tmp_path: Path, gpus: tuple[Gpus, ...], names: tuple[str, ...], price: str
+):
+    there = dcgm(*(Seen((A, B)[number], name=name, number=number) for number, name in enumerate(names)))
+    async with staged(configured(*gpus, price=BY_NAME, select=GpuSelect.ALL), folder=tmp_path) as stage:
+        before = await stage.says(there, there)
+        for _ in range(2):
+            stage.restart(60.0)
+            page = await stage.says(None, None)
+            assert page[SPEND] == before[SPEND]
+            assert not [name for name in page if "gpu_up" in name or "engine_gpu_info" in name]
+        assert stage.unpriced() == 0
+        assert stage.booked() == 135 * Fraction(price) * FIXED
+
+
+async def test_what_the_source_says_after_a_restart_holds_and_not_what_was_remembered(tmp_path: Path):
+    """The pod was moved: its GPU is another one, and so is what is remembered from then on."""
+    async with staged(configured("1", price=BY_NAME, select=GpuSelect.ALL), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(A, name=H100)))
+        stage.restart()
+        assert (await stage.says(dcgm(Seen(B, name=L4))))[SPEND] == 0.8
+        assert (await stage.says(None))[SPEND] == 0.8
+        stage.restart()
+        assert (await stage.says(None))[SPEND] == 0.8
+        assert stage.booked() == 15 * Fraction("0.8") * FIXED
+
+
+OTHER_GPUS: Final[list[tuple[tuple[Gpus, ...], tuple[Gpus, ...]]]] = [
+    (("1",), ("2",)),
+    (("2",), ("1",)),
+    (("1",), ("1", "1")),
+    (("1",), ((B,),)),
+    (((A,),), ((B,),)),
+    (((A,),), ("1",)),
+    (((A,),), ((A, B),)),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), OTHER_GPUS)
+async def test_an_engine_that_gets_other_gpus_with_a_restart_has_no_price_until_these_answer(
+    tmp_path: Path, before: tuple[Gpus, ...], after: tuple[Gpus, ...]
+):
+    there = two() if before == ("2",) else dcgm(Seen(A))
+    async with staged(configured(*before, price=BY_NAME, select=GpuSelect.ALL), folder=tmp_path) as stage:
+        await stage.says(there)
+        stage.restart(60.0, configured(*after, price=BY_NAME, select=GpuSelect.ALL))
+        page = await stage.says(None)
+        assert SPEND not in page
+        assert stage.booked() == 0
+        assert stage.unpriced() == 60 * int(stage.beat.config.engines[0].gpus_charged)
+
+
+async def test_gpus_that_are_looked_for_elsewhere_are_not_the_ones_that_are_remembered(tmp_path: Path):
+    configure = configured("1", price=BY_NAME, select=GpuSelect.ALL)
+    async with staged(configure, folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(A)))
+        stage.restart(60.0, lambda url, _: configure(url, "http://127.0.0.1:9"))
+        assert SPEND not in await stage.says(None)
+        assert stage.unpriced() == 60
+
+
+async def test_an_engine_that_gets_a_gpu_that_was_seen_before_the_restart_is_charged_what_that_one_drew(tmp_path: Path):
+    async with staged(configured((A,), price=owned(), select=GpuSelect.ALL), folder=tmp_path) as stage:
+        await stage.says(two(joules=0))
+        stage.restart(5.0, configured((B,), price=owned(), select=GpuSelect.ALL))
+        await stage.says(dcgm(Seen(A, joules=7000), Seen(B, joules=300, number=1)))
+        assert stage.booked() == 5 * FIXED + 300 * NANO_USD_A_JOULE
+
+
+async def test_a_gpu_that_was_not_seen_before_the_restart_has_drawn_what_nobody_knows(tmp_path: Path):
+    async with staged(configured((A,), price=owned()), folder=tmp_path) as stage:
+        await stage.says(two(joules=0), two(joules=500))
+        stage.restart(60.0, configured((A, B), price=owned()))
+        await stage.says(two(joules=1000))
+        assert stage.unpriced() == 2 * 60
+        await stage.says(two(joules=1100))
+        assert stage.booked() == 15 * FIXED + 700 * NANO_USD_A_JOULE
+
+
+@pytest.mark.parametrize("state", [b"", b"{}", b"garbage", b"\xff\xfe", b"[]", b'{"asked":"x"}', "cut", "divided"])
+async def test_what_another_version_remembered_of_gpus_is_not_used(tmp_path: Path, state: bytes | str):
+    async with staged(configured("1", price=owned()), folder=tmp_path) as stage:
+        await stage.says(dcgm(Seen(joules=0)), dcgm(Seen(joules=500)))
+        stage.end()
+        known = saved(tmp_path).states["gpus"]
+        others = {"cut": known[:-3], "divided": known.replace(b'"500000000000"', b'"1/0"')}
+        other = others[state] if isinstance(state, str) else state
+        assert other != known
+        with contextlib.closing(sqlite3.connect(tmp_path / file.NAME)) as connection, connection:
+            connection.execute("UPDATE baselines SET state = ? WHERE name = 'gpus'", (other,))
+        stage.restart()
+        await stage.says(dcgm(Seen(joules=900)), dcgm(Seen(joules=1000)))
+        assert stage.unpriced() == 5
+        assert stage.booked() == 10 * FIXED + 600 * NANO_USD_A_JOULE
 
 
 # The network -----------------------------------------------------------------------------------------------------

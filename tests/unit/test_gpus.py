@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.config.model import Engine, GpuShare
 from exporter.core.gpu_readings import GpuReading, GpusReading, Measure, MigReading, Total
-from exporter.core.gpus import GpuMeter, expected
+from exporter.core.gpus import GpuMeter, GpusState, expected
 from exporter.core.money import NANO
 
 A, B, C = "GPU-a", "GPU-b", "GPU-c"
@@ -323,6 +324,126 @@ def test_an_average_gpu_drew_what_all_drew_by_how_much_of_each_there_is():
     assert meter.drawn(whole(A, B)) == 20
     assert meter.drawn({A: Fraction(1), B: Fraction(1, 2)}) == Fraction(25, 1) / Fraction(3, 2)
     assert meter.drawn({B: Fraction(3, 7)}) == 30
+
+
+def test_what_is_drawn_until_the_next_reading_can_be_left_out_of_the_money_alone():
+    meter = metered((gpu(at=0, totals={ENERGY: 0}),), (gpu(at=5, totals={ENERGY: 50}),))
+    meter.rebaseline()
+    found = []
+    for reading in (None, gpu(at=9), gpu(at=10, totals={ENERGY: 950}), gpu(at=15, totals={ENERGY: 960})):
+        meter.advance(None if reading is None else GpusReading(gpus=(reading,)))
+        found.append(meter.drawn(whole(A)))
+    assert found == [0, 0, 0, 10]
+    assert shown(meter, Total.ENERGY) == {"": 960}
+
+
+# What outlives a restart -----------------------------------------------------------------------------------------
+
+AHEAD, AHEAD_LATER = 10**18, 10**18 + 3600 * NANO  # of the monotonic clock; the machine was started anew in between
+
+
+def reborn(meter: GpuMeter, *charged: str, is_same: bool = True) -> GpuMeter:
+    """Return the meter of another process, which has what this one left on its disk."""
+    state = msgspec.json.decode(msgspec.json.encode(meter.state(charged, AHEAD)), type=GpusState)
+    later = GpuMeter()
+    later.restore(state, AHEAD_LATER, is_same=is_same)
+    return later
+
+
+def test_nothing_is_left_where_no_gpu_was_seen():
+    assert metered((), None).state([A], AHEAD) is None
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_names_and_counters_of_energy_outlive_a_restart_and_all_else_begins_anew(is_same: bool):
+    months = 10**21  # nanojoules, beyond 64 bits
+    busy = gpu(at=7200, totals={ENERGY: months, BUSY: 7}, utilization=0.5)
+    meter = reborn(metered((busy,)), is_same=is_same)
+    assert meter.views(0) == ()
+    assert meter.identities(whole(A)) == []
+    assert not meter.all_up(whole(A))
+    assert meter.names(whole(A)) == {"NVIDIA L4": 1}
+    assert meter.drawn(whole(A)) == 0
+    meter.advance(None)
+    assert meter.drawn(whole(A)) == 0
+    meter.advance(GpusReading(gpus=(gpu(at=3700, name="", up=False),)))
+    assert meter.names(whole(A)) == {"NVIDIA L4": 1}  # it has not said otherwise yet
+    assert meter.drawn(whole(A)) == 0
+    meter.advance(GpusReading(gpus=(gpu(at=3700, totals={ENERGY: months + 90, BUSY: 7}, utilization=0.5),)))
+    assert meter.drawn(whole(A)) == 90
+    assert (shown(meter, Total.ENERGY), shown(meter, Total.BUSY)) == ({"": 0}, {"": 0})
+    assert meter.busy_ratio(whole(A)) is None
+
+
+@pytest.mark.parametrize(("joules", "can_be"), [(3 * 190, True), (3 * 191, False)])
+def test_what_a_gpu_can_have_drawn_goes_by_the_wall_clock(joules: int, can_be: bool):
+    """From its reading at 7200 to the one at 3700 of a clock that began an hour later are 100 s; the source adds 90."""
+    meter = reborn(metered((gpu(at=7200, totals={ENERGY: 0}),)))
+    meter.advance(GpusReading(gpus=(gpu(at=3700, totals={ENERGY: 1000 * joules * NANO}),)))
+    assert meter.drawn(whole(A)) == (1000 * joules * NANO if can_be else 0)
+
+
+def test_what_is_left_out_stays_left_out():
+    meter = metered((gpu(totals={ENERGY: 5}),))
+    meter.rebaseline()
+    meter = reborn(meter)
+    meter.advance(GpusReading(gpus=(gpu(totals={ENERGY: 70}),)))
+    assert meter.drawn(whole(A)) == 0
+
+
+def test_only_gpus_that_are_there_or_charged_are_remembered():
+    meter = metered((gpu(A), gpu(B), gpu(C)), (gpu(A),))
+    state = meter.state([B, "GPU-unseen"], AHEAD)
+    assert state is not None
+    assert list(state.gpus) == [A, B]
+
+
+def test_gpus_of_a_number_are_those_that_were_seen_before_the_restart_while_nobody_says_otherwise():
+    meter = reborn(metered((gpu(A), gpu(B))))
+    for reading in (None, (), (gpu(A),), (gpu(B),), (gpu(B), gpu(A))):
+        meter.advance(None if reading is None else GpusReading(gpus=reading))
+        assert meter.shares([engine("2")]) == {"chat": whole(A, B)}
+        assert meter.shares([engine("1"), engine("1", "other")]) == meter.shares([engine("3")]) == {}
+
+
+def test_gpus_that_came_instead_of_those_that_were_seen_before_the_restart_are_the_ones():
+    meter = reborn(metered((gpu(A), gpu(B))))
+    meter.advance(GpusReading(gpus=(gpu(C), gpu("GPU-d"))))
+    assert meter.shares([engine("2")]) == {"chat": whole(C, "GPU-d")}
+    meter.advance(GpusReading(gpus=(gpu(C),)))
+    assert meter.shares([engine("2")]) == {"chat": whole(C, "GPU-d")}  # and not one that is somewhere else
+
+
+def test_a_gpu_that_was_never_told_apart_is_not_forgotten_by_a_restart():
+    meter = GpuMeter()
+    meter.advance(GpusReading(gpus=(gpu(B),), shown=2))
+    assert reborn(meter).shares([engine("1")]) == {}
+
+
+def test_gpus_that_are_not_looked_for_any_more_are_nobodys():
+    meter = reborn(metered((gpu(A, totals={ENERGY: 5}),)), is_same=False)
+    meter.advance(None)
+    assert meter.shares([engine("1")]) == {}
+    meter.advance(GpusReading(gpus=(gpu(A, totals={ENERGY: 50}),)))
+    assert meter.drawn(meter.shares([engine("1")])["chat"]) == 45
+
+
+def test_a_slice_is_a_part_of_the_same_gpu_after_a_restart():
+    slices = engine((GpuShare(uuid="MIG-1", slices=3), GpuShare(uuid="MIG-2", slices=1)))
+    there = (gpu(A, instances=("MIG-1", "MIG-2"), totals={ENERGY: 5}), gpu(B, instances=("MIG-3",)))
+    for is_same in (True, False):
+        meter = reborn(metered(there), is_same=is_same)
+        meter.advance(None)
+        assert meter.shares([slices]) == {"chat": {A: Fraction(4, 7)}}
+        assert meter.names({A: Fraction(4, 7)}) == {"NVIDIA L4": Fraction(4, 7)}
+
+
+def test_gpus_that_nobody_wants_to_see_are_forgotten_though_they_came_through_a_restart():
+    meter = reborn(metered((gpu(A, totals={ENERGY: 5}), gpu(B))))
+    meter.forget({B}.__contains__)
+    assert meter.shares([engine("1")]) == {"chat": whole(B)}
+    assert meter.drawn(whole(A)) is None
+    assert meter.names(whole(A)) == {}
 
 
 # How busy they were ----------------------------------------------------------------------------------------------
