@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from benchmarks import cap, gpus, pages, process
+from benchmarks import cap, gpus, ledger, pages, process
 from exporter.config.model import Gpu, GpuSource
 from tests.nvml.stub import NoCompilerError
 
@@ -146,10 +146,55 @@ def checks() -> list[Result]:
     return found
 
 
+def keeping(library: Path) -> list[Result]:
+    commit, years = ledger.measure(library)
+    name = f"commit of a beat, {BESIDE}: {commit.totals:.0f} totals, {commit.state_bytes / 1000:.1f} kB of state"
+    fsyncs = commit.median_seconds / commit.fsync_seconds
+    return [
+        Result(f"a bare fsync of {ledger.BARE_BYTES} bytes", f"{commit.fsync_seconds * 1e3:.2f} ms", "", None),
+        Result(name, f"{commit.median_seconds * 1e3:.2f} ms, {fsyncs:.1f} x", "", None),
+        Result(f"{name}, p99", f"{commit.p99_seconds * 1e3:.2f} ms", "", None),
+        *(result for year in years for result in _kept_a_year(year)),
+    ]
+
+
+def _kept_a_year(year: ledger.Year) -> list[Result]:
+    """Lines about a ledger: its figure, and how much more that is than on an empty one; limits are of one engine."""
+    limited = year.engines == 1
+    name = f"a year of {ALONE if limited else f'{year.engines} engines'} in the ledger"
+    ready, rss, empty = year.full.ready_seconds, year.full.rss_mib, year.empty
+    start = f"{ready:.2f} s, {ready / empty.ready_seconds:.1f} x"
+    memory = f"{rss:.1f} MiB, +{rss - empty.rss_mib:.1f}, {rss / empty.rss_mib:.1f} x"
+    return [
+        Result(f"{name}, {year.engines * ledger.ACCOUNTS} accounts: size", f"{year.file_mb:.1f} MB", "", None),
+        Result(f"{name}: opened, and taken by the books", f"{year.open_seconds:.2f} s", "", None),
+        Result(
+            f"{name}, {gpus.COUNT} GPUs: start to ready, warm",
+            start,
+            "< 0.5 s" if limited else "",
+            ready < 0.5 if limited else None,
+        ),
+        Result(
+            f"{name}, {gpus.COUNT} GPUs: resident memory",
+            memory,
+            "< 60 MiB" if limited else "",
+            rss < 60 if limited else None,
+        ),
+    ]
+
+
 def main() -> int:
     try:
         with gpus.played() as library:
-            results = [*reading(), *reading_gpus(), *writing(), *beat(library), *checks(), *running()]
+            results = [
+                *reading(),
+                *reading_gpus(),
+                *writing(),
+                *beat(library),
+                *checks(),
+                *keeping(library),
+                *running(),
+            ]
     except NoCompilerError as error:
         print(error, file=sys.stderr)
         return 1

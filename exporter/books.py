@@ -9,7 +9,9 @@ while windows and budgets go by what is posted.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from fractions import Fraction
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -29,6 +31,14 @@ _OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger 
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
 
 
+class Fate(Enum):
+    """What became of an override."""
+
+    IN_FORCE = auto()
+    REPLACED = auto()  # a later one came before it was written
+    NOT_WRITTEN = auto()
+
+
 class Books:
     """Totals by account, each engine's windows, and the budgets."""
 
@@ -36,6 +46,7 @@ class Books:
         """Go on from what a ledger holds. Without one all is kept in memory."""
         self._ledger = ledger
         self._commit_seen = asyncio.Event()
+        self._committed_number = 0
         self.awaits_ledger = False  # what was spent is not known yet
         self._early: dict[Account, Entry] = {}  # posted meanwhile
         self.budgets: dict[str, BudgetMeter] = {}
@@ -138,7 +149,7 @@ class Books:
         """Begin to write, where there is a ledger."""
         if self._ledger is not None:
             loop = asyncio.get_running_loop()
-            self._ledger.start(lambda change: _call_soon(loop, self._committed, change))
+            self._ledger.start(lambda change, number: _call_soon(loop, partial(self._committed, change, number)))
 
     async def settled(self, seconds: float) -> None:
         """Wait until what was flushed is on the disk, but no longer than this."""
@@ -147,26 +158,28 @@ class Books:
                 async with asyncio.timeout(seconds):
                     await self._commit_seen.wait()
 
-    async def override(self, override: Override, patience_seconds: float) -> bool:
-        """Put an override in force once it is on the disk; says whether that was so before patience ended.
+    async def override(self, override: Override, patience_seconds: float) -> Fate:
+        """Put an override in force once it is on the disk; says what became of it before patience ended.
 
         One that nobody waits for any more still comes in force when it can be written, if no newer one came instead.
         """
         if self.awaits_ledger:
-            return False
+            return Fate.NOT_WRITTEN
         meta = {_OVERRIDE + override.budget: msgspec.json.encode(override).decode()}
         if self._ledger is None:
             self.overrides |= _overrides(meta)
-            return True
-        self._ledger.submit(Change(meta=meta))
+            return Fate.IN_FORCE
+        number = self._ledger.submit(Change(meta=meta))
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_seconds):
-                while self.overrides.get(override.budget) != override:
+                while self._committed_number < number:
                     self._commit_seen.clear()
                     await self._commit_seen.wait()
-        return self.overrides.get(override.budget) == override
+                return Fate.IN_FORCE if self.overrides.get(override.budget) == override else Fate.REPLACED
+        return Fate.NOT_WRITTEN
 
-    def _committed(self, change: Change) -> None:
+    def _committed(self, change: Change, number: int) -> None:
+        self._committed_number = number
         self._commit_seen.set()
         self.overrides |= _overrides(change.meta)
         for account, amount in change.totals.items():
@@ -233,9 +246,9 @@ class Books:
         return found[0] if len(found) == 1 else merged(found)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[Change], None], change: Change) -> None:
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     with suppress(RuntimeError):  # the loop has ended, and with it whoever wants to know
-        loop.call_soon_threadsafe(call, change)
+        loop.call_soon_threadsafe(call)
 
 
 def _overrides(meta: Mapping[str, str]) -> dict[str, Override]:

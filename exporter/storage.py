@@ -10,7 +10,7 @@ from exporter.books import BY_QUARTER, Books
 from exporter.clock import NANOSECONDS, Clock
 from exporter.core.periods import KEPT_QUARTERS, QUARTER
 from exporter.core.snapshot import LedgerView
-from exporter.ledger import Ledger, LedgerError, Saved
+from exporter.ledger import Ledger, LedgerError, Saved, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,8 @@ class Storage:
         """Try to open the ledger; returns why that cannot be done."""
         if self._folder is None:
             return []
-        since = self._clock.now().wall // NANOSECONDS - KEPT_QUARTERS * QUARTER
         try:
-            self._ledger = await asyncio.to_thread(
-                Ledger.open, self._folder, self._clock, buckets_since=since, buckets_of=BY_QUARTER
-            )
+            self._ledger = await asyncio.to_thread(open_ledger, self._folder, self._clock)
         except LedgerError as error:
             self._failures += 1
             self._problem = str(error)
@@ -76,3 +73,10 @@ class Storage:
         """Write what waits, and let go."""
         if self._ledger is not None and not await asyncio.to_thread(self._ledger.close, seconds):
             log.error("the ledger could not be written whole: %s", self._ledger.problem or "it took too long")
+
+
+def open_ledger(folder: Path, clock: Clock) -> Ledger:
+    """Open a ledger with as much of its past as books need; raises LedgerError."""
+    back = KEPT_QUARTERS * QUARTER
+    since = clock.now().wall // NANOSECONDS - back
+    return Ledger.open(folder, clock, Wanted(kinds=BY_QUARTER, since=since, back=back))

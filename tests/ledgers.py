@@ -26,8 +26,8 @@ from exporter.core.money import Account, Kind
 from exporter.ledger import Change, Ledger
 
 chance = random.Random(int(sys.argv[2]))
-ledger = Ledger.open(Path(sys.argv[1]), SystemClock(), buckets_since=0)
-ledger.start(lambda change: os.write(1, f"committed {ledger.committed}\\n".encode()))
+ledger = Ledger.open(Path(sys.argv[1]), SystemClock())
+ledger.start(lambda *_: os.write(1, f"committed {ledger.committed}\\n".encode()))
 for serial in itertools.count(len(ledger.saved.samples)):
     account = Account(Kind.SPEND, ("compute_busy", chance.choice("abc"), "m", ""))
     amount = chance.randrange(10**6)
@@ -61,9 +61,9 @@ def until(condition: Callable[[], bool], seconds: float = 15) -> None:
 @contextlib.contextmanager
 def writing(folder: Path, clock: Clock | None = None) -> Iterator[Ledger]:
     """A ledger at work; all that was submitted is written at the end, or the test fails."""
-    ledger = Ledger.open(folder, clock or FakeClock(), buckets_since=0)
+    ledger = Ledger.open(folder, clock or FakeClock())
     try:
-        ledger.start(lambda _: None)
+        ledger.start(lambda *_: None)
         yield ledger
     finally:
         done = ledger.close(10)
@@ -75,9 +75,9 @@ def commit(ledger: Ledger, change: Change) -> None:
     until(lambda: ledger.committed >= number)
 
 
-def saved(folder: Path, buckets_since: int = 0) -> Saved:
+def saved(folder: Path) -> Saved:
     with contextlib.closing(connect_read_only(folder)) as connection:
-        return read(connection, buckets_since)
+        return read(connection)
 
 
 def kill_writers(folder: Path, rounds: int, seed: int) -> int:
@@ -109,7 +109,7 @@ def _check(folder: Path, lines: list[str]) -> bool:
     words = [line.split() for line in lines if line.count(" ") == (2 if line.startswith("s") else 1)]
     told = max((int(number) for word, number, *_ in words if word == "committed"), default=0)
     serials = [int(word[2]) for word in words if word[0] == "submitted" and int(word[1]) <= told]
-    ledger = Ledger.open(folder, SystemClock(), buckets_since=0)
+    ledger = Ledger.open(folder, SystemClock())
     ledger.close(1)
     found, of_buckets = ledger.saved, dict.fromkeys(ledger.saved.totals, 0)
     for (account, _), amount in found.buckets.items():

@@ -185,7 +185,7 @@ def _ledger(folder: Path | None) -> Iterator[Finding]:
         return
     try:
         with closing(connect_read_only(folder)) as connection:
-            saved = read(connection, buckets_since=0)
+            saved = read(connection)
     except (LedgerError, sqlite3.Error, ValueError) as error:
         yield PROBLEM, str(error)
         return

@@ -5,7 +5,7 @@ written now waits in memory, where changes add up, and is written when it can be
 told, and is never made twice.
 """
 
-from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Key, Sample, Saved, Verdict
+from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Key, Sample, Saved, Verdict, Wanted
 from exporter.ledger.errors import LedgerError
 from exporter.ledger.file import connect_read_only
 from exporter.ledger.rows import read
@@ -21,6 +21,7 @@ __all__ = [
     "Sample",
     "Saved",
     "Verdict",
+    "Wanted",
     "connect_read_only",
     "read",
 ]

@@ -2,14 +2,14 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, NamedTuple, TypeVar
 
 from exporter.core.attribution import Claim, Slot
-from exporter.core.money import Account
+from exporter.core.money import Account, Kind
 from exporter.core.periods import QUARTER
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,18 @@ class Verdict:
     conflicts: Sequence[int] = ()
     problem: str | None = None
     change: Change = Change()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which buckets are read: of these kinds of accounts, those that start at the Unix second `since` or later.
+
+    Those within `back` seconds of the newest are read as well: our clock may be ahead now, and right later.
+    """
+
+    kinds: Collection[Kind] = tuple(Kind)
+    since: int = 0
+    back: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

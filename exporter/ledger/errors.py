@@ -8,12 +8,11 @@ from typing import Final
 
 from exporter.ledger.schema import MAX_BYTES
 
-_BEYOND_64_BITS: Final = "a total is beyond 64 bits"
+_UNREADABLE: Final = "Could not decode to UTF-8"  # the module's words: SQLite itself takes any bytes for a text
 _FULL: Final = f"the disk is full, or the ledger has come to its bound of {MAX_BYTES >> 20} MiB"
 
 _WORDS: Final = {
     sqlite3.SQLITE_BUSY: "another program has locked it",
-    sqlite3.SQLITE_CONSTRAINT: _BEYOND_64_BITS,  # the only constraint that well-formed changes can meet
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_IOERR_SHMSIZE: _FULL,
 }
@@ -29,8 +28,6 @@ class CorruptError(LedgerError):
 
 def words(error: Exception) -> str:
     """Say what is wrong."""
-    if isinstance(error, OverflowError):
-        return _BEYOND_64_BITS
     if isinstance(error, sqlite3.Error):
         text = _WORDS.get(_code(error)) or _WORDS.get(_code(error) & 0xFF)
         return text or f"{error} ({getattr(error, 'sqlite_errorname', 'in the module')})"
@@ -43,11 +40,11 @@ def in_words(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        is_corrupt = _code(error) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        is_corrupt = _code(error) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or _UNREADABLE in str(error)
         kind = CorruptError if is_corrupt else LedgerError
         raise kind(f"{path}: expected a ledger that can be used, found: {words(error)}") from error
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise LedgerError(f"{path}: expected a ledger of this version, found in it: {error}") from error
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise CorruptError(f"{path}: expected a ledger of this version, found in it: {error!r}") from error
 
 
 def _code(error: Exception) -> int:

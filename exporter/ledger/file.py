@@ -17,6 +17,7 @@ from exporter.ledger import schema
 from exporter.ledger.errors import CorruptError, LedgerError, in_words
 
 NAME: Final = "ledger.sqlite"
+_LOCK: Final = "ledger.lock"
 
 _APPLICATION_ID: Final = 0x4C4C4D24  # "LLM$"
 _BUSY_SECONDS: Final = 5.0
@@ -117,6 +118,11 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
+def watched(path: Path) -> tuple[Path, ...]:
+    """Name the files that must stay in their place while a ledger is written; the lock, too: it keeps others away."""
+    return path, beside(path, "-wal"), path.parent / _LOCK
+
+
 def identity(path: Path) -> tuple[int, int] | None:
     """Say which file a path names; None when it names none."""
     try:
@@ -129,7 +135,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 def _lock_file(folder: Path) -> IO[str]:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        return os.fdopen(os.open(folder / "ledger.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        return os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+")
     except OSError as error:
         raise LedgerError(f"{folder}: expected a folder that can be written, found: {error.strerror}") from error
 

@@ -2,27 +2,27 @@
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Final
 
 from exporter.core.attribution import Claim, Slot
 from exporter.core.money import Account, Kind
-from exporter.ledger.change import Change, Saved
+from exporter.ledger.change import Change, Saved, Wanted
 
+EVERYTHING: Final = Wanted()
 BUCKETS_KEPT_SECONDS: Final = 400 * 86_400
 SAMPLES_KEPT_SECONDS: Final = 25 * 3_600
+_MOST: Final = 2**63 - 1
 PEAKS_KEPT_SECONDS: Final = 7 * 86_400  # the series "peak:…"
 
 
-def read(connection: sqlite3.Connection, buckets_since: int, kinds: Collection[Kind] = tuple(Kind)) -> Saved:
+def read(connection: sqlite3.Connection, wanted: Wanted = EVERYTHING) -> Saved:
     """Read a ledger as it stands at one moment.
-
-    Of the buckets those of some kinds of accounts that start at or after a Unix second.
 
     Raises:
         sqlite3.Error: it cannot be read.
-        ValueError: it holds what this version does not know.
+        ValueError, LookupError, TypeError, ArithmeticError: it holds what no ledger of this version can hold.
     """
     with connection:
         connection.execute("BEGIN")
@@ -32,10 +32,7 @@ def read(connection: sqlite3.Connection, buckets_since: int, kinds: Collection[K
         return Saved(
             totals={accounts[number]: amount for number, amount, _ in amounts},
             rests={accounts[number]: Fraction(rest) for number, _, rest in amounts if rest != "0"},
-            buckets={
-                (accounts[number], start): amount
-                for number, start, amount in _buckets(connection, buckets_since, kinds)
-            },
+            buckets={(accounts[number], start): amount for number, start, amount in _buckets(connection, wanted)},
             pending={
                 (Slot(*slot), tuple(json.loads(item))): amount
                 for *slot, item, amount in connection.execute("SELECT * FROM pending")
@@ -50,14 +47,14 @@ def read(connection: sqlite3.Connection, buckets_since: int, kinds: Collection[K
         )
 
 
-def _buckets(connection: sqlite3.Connection, since: int, kinds: Collection[Kind]) -> Iterator[tuple[int, int, int]]:
+def _buckets(connection: sqlite3.Connection, wanted: Wanted) -> Iterator[tuple[int, int, int]]:
     """Yield (account, start, amount)."""
-    wanted = connection.execute(
-        "SELECT account, start, amount FROM buckets WHERE start >= ? "
+    yield from connection.execute(
+        "SELECT account, start, amount FROM buckets "
+        "WHERE start >= min(?, ifnull((SELECT max(start) FROM buckets) - nullif(?, 0), ?)) "
         "AND account IN (SELECT id FROM accounts WHERE kind IN (SELECT value FROM json_each(?)))",
-        (since, json.dumps(list(kinds))),
+        (wanted.since, wanted.back, wanted.since, json.dumps(list(wanted.kinds))),
     )
-    yield from wanted
 
 
 def account_ids(connection: sqlite3.Connection) -> dict[Account, int]:
@@ -77,13 +74,14 @@ def open_accounts(connection: sqlite3.Connection, new: Mapping[Account, int]) ->
 def write(connection: sqlite3.Connection, change: Change, ids: Mapping[Account, int]) -> None:
     """Write a change whose accounts have rows, inside the caller's transaction.
 
+    A sum beyond 64 bits stays at the most that can be kept, so that what counts such nonsense holds up nothing else.
+
     Raises:
-        sqlite3.Error: it cannot be written, or a total is beyond 64 bits.
-        OverflowError: an increment is.
+        sqlite3.Error: it cannot be written.
     """
     connection.executemany(
-        "UPDATE accounts SET amount = amount + ? WHERE id = ?",
-        ((amount, ids[account]) for account, amount in change.totals.items() if amount),
+        "UPDATE accounts SET amount = min(amount + ?, ?) WHERE id = ?",
+        ((min(amount, _MOST), _MOST, ids[account]) for account, amount in change.totals.items() if amount),
     )
     connection.executemany(
         "UPDATE accounts SET rest = ? WHERE id = ?",
@@ -91,8 +89,12 @@ def write(connection: sqlite3.Connection, change: Change, ids: Mapping[Account, 
     )
     connection.executemany(
         "INSERT INTO buckets (start, account, amount) VALUES (?, ?, ?) "
-        "ON CONFLICT (start, account) DO UPDATE SET amount = amount + excluded.amount",
-        ((start, ids[account], amount) for (account, start), amount in change.buckets.items() if amount),
+        "ON CONFLICT (start, account) DO UPDATE SET amount = min(amount + excluded.amount, ?)",
+        (
+            (start, ids[account], min(amount, _MOST), _MOST)
+            for (account, start), amount in change.buckets.items()
+            if amount
+        ),
     )
     _write_slots(connection, change)
     _write_values(connection, change)

@@ -3,17 +3,16 @@
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import IO, Final, NamedTuple, TypeVar
 
 from exporter.clock import NANOSECONDS, Clock
-from exporter.core.money import Kind
+from exporter.core.money import Account
 from exporter.ledger import file, keys, rows, schema
-from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Pile, Saved, Verdict
+from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Pile, Saved, Verdict, Wanted
 from exporter.ledger.errors import CorruptError, LedgerError, in_words, words
 
 log = logging.getLogger(__name__)
@@ -44,14 +43,14 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, lock: IO[str], path: Path, clock: Clock, saved: Saved) -> None:
         self._connection, self._lock, self._path, self._clock = connection, lock, path, clock
         self._ids = rows.account_ids(connection)
-        self._files = {name: file.identity(name) for name in (path, file.beside(path, "-wal"))}
+        self._files = {name: file.identity(name) for name in file.watched(path)}
         self._changed = threading.Condition()  # guards the next five
         self._waiting: Pile | None = None
         self._deliveries: list[_Delivery] = []
         self._number = 1  # of the commit that will hold what waits
         self._closing = self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
-        self._on_commit: Callable[[Change], None] = lambda _: None
+        self._on_commit: Callable[[Change, int], None] = lambda *_: None
         self._failing_since: float | None = None
         self._forgot: int | None = None  # the quarter of an hour in which what is old was last forgotten
         self.saved = saved
@@ -62,19 +61,16 @@ class Ledger:
         self.last_commit: float | None = None  # Unix seconds
 
     @classmethod
-    def open(
-        cls, folder: Path, clock: Clock, *, buckets_since: int, buckets_of: Collection[Kind] = tuple(Kind)
-    ) -> "Ledger":
+    def open(cls, folder: Path, clock: Clock, wanted: Wanted = rows.EVERYTHING) -> "Ledger":
         """Open the ledger of a folder; makes both when they are missing, and blocks while it reads.
 
-        `saved` holds what was found, of the buckets those of the kinds `buckets_of` that start at or after
-        `buckets_since` (Unix seconds).
+        `saved` holds what was found, of the buckets those that are wanted.
 
         Raises:
             LedgerError: the folder or the file cannot be used, another exporter writes there, or a newer one did.
         """
         path, set_aside = folder / file.NAME, None
-        opened = partial(_opened, path, buckets_since, buckets_of)
+        opened = partial(_opened, path, wanted)
         with ExitStack() as held:
             lock = held.enter_context(file.lock(folder))
             try:
@@ -89,8 +85,11 @@ class Ledger:
         ledger.set_aside = set_aside
         return ledger
 
-    def start(self, on_commit: Callable[[Change], None]) -> None:
-        """Start to write. `on_commit` is called with all that a commit held, from the writer's thread."""
+    def start(self, on_commit: Callable[[Change, int], None]) -> None:
+        """Start to write.
+
+        `on_commit` is called with all that a commit held and the number that it has come to, from the writer's thread.
+        """
         self._on_commit = on_commit
         self._thread.start()
 
@@ -173,7 +172,7 @@ class Ledger:
             return action()
         except LedgerError as error:
             self._failed(str(error))
-        except (sqlite3.Error, OSError, OverflowError) as error:
+        except (sqlite3.Error, OSError) as error:
             self._failed(f"{self._path}: {words(error)}")
         except Exception as error:
             log.exception("a bug while writing the ledger")
@@ -195,7 +194,7 @@ class Ledger:
         self.last_commit, self.committed = now, work.number
         try:
             if work.change is not None:
-                self._on_commit(work.change)
+                self._on_commit(work.change, work.number)
         except Exception:  # the change is on the disk: to try again would count it twice
             log.exception("a bug while a commit was told")
 
@@ -208,13 +207,19 @@ class Ledger:
             connection.execute("BEGIN IMMEDIATE")
             verdicts = self._judged(work.deliveries)
             change = (work.change or Change()).merged(*(verdict.change for verdict in verdicts))
-            named = dict.fromkeys((*change.totals, *change.rests, *(account for account, _ in change.buckets)))
-            new = dict(zip((account for account in named if account not in self._ids), count(len(self._ids) + 1)))
+            new = self._new_accounts(change)
             rows.open_accounts(connection, new)
             rows.write(connection, change, self._ids | new)
             self._expect_same_files()
         self._ids |= new
         return verdicts
+
+    def _new_accounts(self, change: Change) -> dict[Account, int]:
+        """Return the accounts of a change that have no row yet, each with the number that it gets."""
+        named = (*change.totals, *change.rests, *(account for account, _ in change.buckets))
+        new = [account for account in dict.fromkeys(named) if account not in self._ids]
+        first = max(self._ids.values(), default=0) + 1 if new else 0
+        return {account: number for number, account in enumerate(new, first)}
 
     def _judged(self, deliveries: Sequence[_Delivery]) -> list[Verdict]:
         if not deliveries:
@@ -245,9 +250,9 @@ class Ledger:
         rows.forget(self._connection, now, crowded=crowded)
 
 
-def _opened(path: Path, buckets_since: int, kinds: Collection[Kind]) -> tuple[sqlite3.Connection, Saved]:
+def _opened(path: Path, wanted: Wanted) -> tuple[sqlite3.Connection, Saved]:
     with ExitStack() as held, in_words(path):
         connection = held.enter_context(closing(file.open_for_writing(path)))
-        saved = rows.read(connection, buckets_since, kinds)
+        saved = rows.read(connection, wanted)
         held.pop_all()
     return connection, saved

@@ -159,7 +159,7 @@ TGI: Final = Dialect(
     },
 )
 
-_BEYOND_ANY_COUNT: Final = 2.0**63
+_BEYOND_ANY_COUNT: Final = 2.0**53  # from there on a page's numbers are no longer told apart
 _BEYOND_ANY_TIME: Final = 1e11  # Unix seconds
 
 DIALECTS: Final = (VLLM, LLAMACPP, SGLANG, NIM, TGI)  # the first that fits: some wrap vLLM and add names of their own

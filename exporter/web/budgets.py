@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
-from exporter.books import Books
+from exporter.books import Books, Fate
 from exporter.clock import Clock
 from exporter.config.nodes import ConfigError
 from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
@@ -152,7 +152,10 @@ class BudgetDesk:
     async def _put_in_force(self, override: Override, view: BudgetView, by: str | None) -> web.Response:
         text = _in_words(override)
         log.warning("budget %s, override asked for by %s: %s", override.budget, by, text)
-        if not await self._books.override(override, _PATIENCE_SECONDS):
+        fate = await self._books.override(override, _PATIENCE_SECONDS)
+        if fate is Fate.REPLACED:
+            return _refused(409, "a later override of this budget came before this one was written: that one counts")
+        if fate is Fate.NOT_WRITTEN:
             log.error("budget %s, override: not in force, since the ledger cannot be written", override.budget)
             why = "the ledger cannot be written: the override is not in force yet; it will be when that is mended"
             return _refused(503, why, retry_after=_RETRY_SECONDS)

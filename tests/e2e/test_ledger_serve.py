@@ -21,7 +21,7 @@ import pytest
 from exporter.clock import NANOSECONDS, SystemClock
 from exporter.core.meter import MeterState
 from exporter.core.money import Account, Kind
-from exporter.ledger import Change, Ledger, file
+from exporter.ledger import Change, Ledger, Wanted, file
 from tests.ledgers import saved
 from tests.processes import RECORDING, REPOSITORY, Exporter, free_port, replayed, running
 
@@ -462,8 +462,8 @@ def a_year(folder: Path, engines: int) -> None:
     ]
     starts = range((now - 365 * 86_400) // 900 * 900, now, 900)
     samples_of = {f"{kind}:{name}": 25 * 60 for name in names for kind in ("engine",)}
-    ledger = Ledger.open(folder, SystemClock(), buckets_since=now)
-    ledger.start(lambda _: None)
+    ledger = Ledger.open(folder, SystemClock(), Wanted(since=now))
+    ledger.start(lambda *_: None)
     for first in range(0, len(starts), 1000):
         some = starts[first : first + 1000]
         buckets = {(account, start): 123_456_789 for account in (*spend, *tokens) for start in some}

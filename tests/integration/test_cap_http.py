@@ -92,7 +92,7 @@ async def staged(
     *held: Budget, folder: Path | None = None, clock: FakeClock | None = None, tokens: Tokens | None = None
 ) -> AsyncIterator[Stage]:
     clock = clock or FakeClock()
-    ledger = Ledger.open(folder, clock, buckets_since=0) if folder else None
+    ledger = Ledger.open(folder, clock) if folder else None
     books = Books(ledger)
     books.start()
     engine = Engine(name="chat", url="http://127.0.0.1:9", models=("m",))

@@ -18,6 +18,7 @@ from exporter.ledger import (
     Ledger,
     LedgerError,
     Saved,
+    Wanted,
     change,
     connect_read_only,
     file,
@@ -139,7 +140,7 @@ def test_only_the_buckets_of_the_kinds_asked_for_are_read(tmp_path: Path):
     with writing(tmp_path) as ledger:
         ledger.submit(spent(7))
         ledger.submit(spent(9, tokens))
-    ledger = Ledger.open(tmp_path, FakeClock(), buckets_since=0, buckets_of=(Kind.SPEND, Kind.UNOBSERVED))
+    ledger = Ledger.open(tmp_path, FakeClock(), Wanted(kinds=(Kind.SPEND, Kind.UNOBSERVED)))
     assert ledger.close(1)
     assert ledger.saved.buckets == {(spend(), QUARTER): 7}
     assert ledger.saved.totals == {spend(): 7, tokens: 9}
@@ -168,9 +169,9 @@ def test_commits_are_durable_and_bounded(tmp_path: Path):
 def test_what_waits_is_written_in_one_commit_and_told_once(tmp_path: Path):
     told: list[tuple[int, Change]] = []
     clock = FakeClock()
-    ledger = Ledger.open(tmp_path, clock, buckets_since=0)
+    ledger = Ledger.open(tmp_path, clock)
     numbers = [ledger.submit(spent(amount)) for amount in (1, 2, 3)]
-    ledger.start(lambda change: told.append((ledger.committed, change)))
+    ledger.start(lambda change, _: told.append((ledger.committed, change)))
     until(lambda: len(told) == 1)
     numbers.append(ledger.submit(spent(4)))
     assert ledger.close(5)
@@ -183,10 +184,21 @@ def test_only_the_buckets_asked_for_are_read(tmp_path: Path):
     with writing(tmp_path) as ledger:
         for start in (QUARTER - 900, QUARTER, QUARTER + 900):
             ledger.submit(spent(7, start=start))
-    ledger = Ledger.open(tmp_path, FakeClock(), buckets_since=QUARTER)
+    ledger = Ledger.open(tmp_path, FakeClock(), Wanted(since=QUARTER))
     assert ledger.close(1)
     assert ledger.saved.buckets == {(spend(), QUARTER): 7, (spend(), QUARTER + 900): 7}
     assert ledger.saved.totals == {spend(): 21}
+
+
+@pytest.mark.parametrize(("back", "found"), [(0, 0), (900, 2), (10**6, 3)])
+def test_a_clock_that_is_ahead_hides_no_bucket(tmp_path: Path, back: int, found: int):
+    """What is newest counts as new, whatever the clock says: it may be put right later."""
+    with writing(tmp_path) as ledger:
+        for start in (QUARTER - 900, QUARTER, QUARTER + 900):
+            ledger.submit(spent(7, start=start))
+    ledger = Ledger.open(tmp_path, FakeClock(), Wanted(since=QUARTER + 10**9, back=back))
+    assert ledger.close(1)
+    assert len(ledger.saved.buckets) == found
 
 
 def test_a_reader_sees_one_moment_while_commits_go_on(tmp_path: Path):
@@ -297,7 +309,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("DELETE FROM accounts", "no SQL")))
         with pytest.raises(LedgerError, match=r"ledger that can be used, found: near \"no\": syntax error"):
-            Ledger.open(tmp_path, FakeClock(), buckets_since=0)
+            Ledger.open(tmp_path, FakeClock())
     assert saved(tmp_path).totals == {spend(): 7}
 
 
@@ -308,7 +320,7 @@ def test_a_ledger_of_a_newer_version_is_refused_and_kept(tmp_path: Path, request
         with writing(tmp_path) as ledger:
             ledger.submit(spent(7))
     message = f"expected schema {version} or older, found {version + 1}: a newer version of this program wrote it"
-    for open_it in (connect_read_only, lambda folder: Ledger.open(folder, FakeClock(), buckets_since=0)):
+    for open_it in (connect_read_only, lambda folder: Ledger.open(folder, FakeClock())):
         with pytest.raises(LedgerError, match=message):
             open_it(tmp_path)
     assert [path.name for path in tmp_path.glob("*corrupt*")] == []
