@@ -106,6 +106,8 @@ class Beat:
         """Make one beat: by the plan that held since the last one, then adopt the next plan if there is one."""
         now = self._clock.now()
         interval = await self._charged(self._interval(now))
+        if self.last is None:
+            await self._books.post(self._never_booked(interval))
         names, standing_accounts = list(self._terms), self._standing_accounts()
         network_accounts = self._network_accounts()
         reads = (self._sources[name].read(self._clock) for name in names)
@@ -158,6 +160,14 @@ class Beat:
         self.gpus.rebaseline()
         return None
 
+    def _never_booked(self, interval: Interval | None) -> Iterator[Entry]:
+        """Count the time that nobody pays: an earlier process charged engines that the config no longer has."""
+        gone, owed = self._resume.gone(self._terms)
+        if gone:
+            log.warning("not charged since the last beat: %s, no longer in the config", ", ".join(gone))
+            for one in (*owed, *([interval] if interval else [])):
+                yield from _unobserved(one)
+
     def _standing_accounts(self) -> dict[tuple[Category, str], Account]:
         return {
             (item.category, name): spend_account(item.category, self._terms[name].engine, self._meters[name].model)
@@ -195,7 +205,7 @@ class Beat:
             return ()
         facts = BudgetFacts(
             accounting_start=self._resume.accounting_start,
-            unobserved=self._books.quarters(Kind.UNOBSERVED),
+            unobserved=self._books.unobserved(),
             engines=[self._cost(name, now) for name in self._terms],
         )
         return tuple(meter.view(now, facts) for meter in self._books.budgets.values())
@@ -209,7 +219,6 @@ class Beat:
             compute=terms.nano_usd_per_hour(now.wall),
             standing=by_category(self._standing, name, now.wall),
             min_replicas=min_replicas(terms.engine),
-            unpriced=self._books.quarters(Kind.UNPRICED_GPU, name),
         )
 
     def _source_views(self) -> Iterator[SourceView]:

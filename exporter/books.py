@@ -26,6 +26,7 @@ from exporter.core.windows import EngineTotals, EngineWindows
 from exporter.ledger import Change, Ledger, Sample, Saved
 
 _ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
+_UNOBSERVED: Final = Account(Kind.UNOBSERVED, ())
 BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNOBSERVED)  # what budgets look at
 _OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger keeps about it
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
@@ -233,17 +234,12 @@ class Books:
     def _meter(self, budget: Budget) -> BudgetMeter:
         meter = BudgetMeter(budget)
         spent = merged(quarters for account, quarters in self._quarters.items() if meter.matches(account))
-        amounts, before = spent.told_apart()
-        return BudgetMeter(budget, buckets=amounts, spent_before=before)
+        unpriced = merged(quarters for account, quarters in self._quarters.items() if meter.lacks(account))
+        return BudgetMeter(budget, spent=spent, unpriced=unpriced)
 
-    def quarters(self, kind: Kind, engine: str | None = None) -> Quarters:
-        """Return what was booked of a kind by quarter-hour, of one engine or of all."""
-        found = [
-            quarters
-            for account, quarters in self._quarters.items()
-            if account.kind is kind and engine in (None, _engine_of(account))
-        ]
-        return found[0] if len(found) == 1 else merged(found)
+    def unobserved(self) -> Quarters:
+        """Return the nanoseconds that nobody saw and nothing was booked for."""
+        return self._quarters.get(_UNOBSERVED) or Quarters()
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -4,7 +4,7 @@ All of it is written in one commit with the money that it agrees with, so that n
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -31,8 +31,8 @@ class Resume:
     def __init__(self, books: Books, now: Instant) -> None:
         self._books = books
         self._now = now
-        self.accounting_start = int(books.meta.get(_ACCOUNTING_START, now.wall))
-        self._last_beat = int(books.meta[LAST_BEAT]) if LAST_BEAT in books.meta else None
+        self.accounting_start = instant(books.meta.get(_ACCOUNTING_START)) or now.wall
+        self._last_beat = instant(books.meta.get(LAST_BEAT))
         self._states = dict(books.states)
         self._series: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
         samples, books.samples = books.samples, ()
@@ -75,6 +75,16 @@ class Resume:
         """Tell whether an earlier process charged an engine until its last beat; for the first beat of this one."""
         return _ENGINE + engine in self._states
 
+    def gone(self, engines: Collection[str]) -> tuple[list[str], list[Interval]]:
+        """Return the engines that an earlier process charged and that are no more, and what it still had to book.
+
+        Several may have waited at once: of their intervals those of the one that waited longest.
+        """
+        charged = {key.removeprefix(_ENGINE): state for key, state in self._states.items() if key.startswith(_ENGINE)}
+        gone = {name: _decoded(state) for name, state in charged.items() if name not in engines}
+        waited = [state.pending for state in gone.values() if state]
+        return list(gone), max(waited, key=lambda stretch: sum(one.duration_ns for one in stretch), default=[])
+
     @property
     def gpus(self) -> bytes | None:
         """What an earlier process left of its GPUs; until this one's first beat."""
@@ -108,6 +118,11 @@ class Resume:
                 yield _PEAK + name, slot, (round(peak * _MILLI),)
         for meter in self._books.budgets.values():
             yield _budget_series(meter.budget), second, (meter.total,)
+
+
+def instant(text: str | None) -> int | None:
+    """Return Unix nanoseconds as `meta` has them; None where it has none, or a damaged one."""
+    return int(text) if text and text.isdecimal() else None
 
 
 def _budget_series(budget: Budget) -> str:

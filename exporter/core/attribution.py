@@ -1,6 +1,26 @@
-"""Showback: what an engine's busy time cost in a settling window, shared over the features that claimed its tokens."""
+"""Showback: what an engine's busy time cost in a settling window, shared over the features that claimed its tokens.
 
-from typing import NamedTuple
+Time is cut into slots. What an engine did in one, and what events claim of it, waits until the slot closes, some
+minutes after its end, since the event of a request comes after its work. What is closed never changes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from exporter.core.money import NANO, Account, Category, Entry, Kind, divided
+from exporter.core.periods import QUARTER
+
+UNATTRIBUTED: Final = "unattributed"
+_LONGEST_SLOT_SECONDS: Final = 300
+_OUTPUT_WEIGHT: Final = 5  # of an output token against 2 of a prompt token, where the engine does not measure
+_PROMPT_WEIGHT: Final = 2
+_MONEY: Final = "nano_usd"
+_AHEAD_SECONDS: Final = 60
+
+Item = tuple[str, ...]  # what is pending in a slot: a name, and labels
+Claimant = tuple[str, str]  # feature, team
 
 
 class Slot(NamedTuple):
@@ -9,6 +29,11 @@ class Slot(NamedTuple):
     engine: str
     start: int
     seconds: int
+
+    @property
+    def end(self) -> int:
+        """The Unix second at which it is over; it still waits for events then."""
+        return self.start + self.seconds
 
 
 class Claim(NamedTuple):
@@ -21,3 +46,169 @@ class Claim(NamedTuple):
     def plus(self, more: "Claim") -> "Claim":
         """Return the sum."""
         return Claim(*(one + other for one, other in zip(self, more, strict=True)))
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output tokens together."""
+        return self.prompt_tokens + self.output_tokens
+
+
+class Weights(NamedTuple):
+    """How much work a token is; a cached prompt token is none."""
+
+    prompt: int
+    output: int
+
+    def of(self, claim: Claim) -> int:
+        """Return the work of tokens."""
+        computed = claim.prompt_tokens - claim.cached_prompt_tokens
+        return max(computed, 0) * self.prompt + claim.output_tokens * self.output
+
+
+PENDING: Final = {
+    Kind.PROMPT_TOKENS: "prompt_tokens",
+    Kind.CACHED_PROMPT_TOKENS: "cached_prompt_tokens",
+    Kind.OUTPUT_TOKENS: "output_tokens",
+    Kind.PREFILL_TIME: "prefill_nanoseconds",
+    Kind.DECODE_TIME: "decode_nanoseconds",
+}
+
+
+def pending_item(account: Account) -> tuple[str, Item] | None:
+    """Return the engine and the item that an account's increments add to; None where they settle nothing."""
+    if account.kind is Kind.SPEND:
+        category, engine, model, tier = account.labels
+        return (engine, (_MONEY, model, tier)) if category == Category.COMPUTE_BUSY else None
+    name = PENDING.get(account.kind)
+    return None if name is None else (account.labels[0], (name,))
+
+
+def weights(counted: Claim, prefill_ns: int, decode_ns: int) -> Weights:
+    """Return what tokens weigh in a slot.
+
+    Measured: prefill seconds ÷ computed prompt tokens, and decode seconds ÷ output tokens, as integers by their common
+    denominator. Where an engine gives no such seconds, or none of one kind of tokens, an output token weighs 2.5
+    prompt tokens.
+    """
+    computed = counted.prompt_tokens - counted.cached_prompt_tokens
+    if min(prefill_ns, decode_ns, computed, counted.output_tokens) <= 0:
+        return Weights(_PROMPT_WEIGHT, _OUTPUT_WEIGHT)
+    return Weights(prefill_ns * counted.output_tokens, decode_ns * computed)
+
+
+def shared(amount: int, counted: Claim, weigh: Weights, claims: Mapping[Claimant, Claim]) -> dict[Claimant, int]:
+    """Share an amount over those who claim tokens, to the last unit; the rest of the work is unattributed.
+
+    Claims above what the engine counted are scaled down to it.
+    """
+    work = {claimant: weigh.of(claim) for claimant, claim in claims.items()}
+    unclaimed = max(weigh.of(counted) - sum(work.values()), 0)
+    if not weigh.of(counted):
+        work, unclaimed = {}, 1
+    work[UNATTRIBUTED, ""] = work.get((UNATTRIBUTED, ""), 0) + unclaimed
+    return dict(zip(work, divided(amount, list(work.values())), strict=True))
+
+
+@dataclass(slots=True)
+class _Open:
+    pending: Counter[Item] = field(default_factory=Counter)
+    claims: dict[Claimant, Claim] = field(default_factory=dict)
+    held: int = 0
+
+    @property
+    def counted(self) -> Claim:
+        return Claim(
+            *(self.pending[item] for item in (("prompt_tokens",), ("cached_prompt_tokens",), ("output_tokens",)))
+        )
+
+
+class Closed(NamedTuple):
+    """A slot that is settled: what to book, and the tokens that were claimed and counted in it."""
+
+    slot: Slot
+    entries: list[Entry]
+    claimed_tokens: int
+    counted_tokens: int
+
+
+class Settling:
+    """All open slots: what is pending in each, and what is claimed of it."""
+
+    def __init__(self, settle_seconds: float) -> None:
+        self._open: dict[Slot, _Open] = {}
+        self._now = 0
+        self.adopt(settle_seconds)
+
+    def adopt(self, settle_seconds: float) -> None:
+        """Wait so long for events from now on. Slots are five minutes long, or as short as the wait."""
+        self._settle = settle_seconds
+        longest = max(min(int(settle_seconds), _LONGEST_SLOT_SECONDS), 1)
+        self._seconds = max(length for length in range(1, longest + 1) if QUARTER % length == 0)
+
+    def restore(self, pending: Mapping[tuple[Slot, Item], int], claims: Mapping[tuple[Slot, Claimant], Claim]) -> None:
+        """Go on with what an earlier process left open."""
+        for (slot, item), amount in pending.items():
+            self._open.setdefault(slot, _Open()).pending[item] += amount
+        for (slot, claimant), claim in claims.items():
+            self._open.setdefault(slot, _Open()).claims[claimant] = claim
+
+    def place(self, engine: str, second: int) -> tuple[Slot, bool]:
+        """Return the slot for what happened at a Unix second, and whether that is another than its own: it is late."""
+        slot = Slot(engine, second // self._seconds * self._seconds, self._seconds)
+        if not self._is_over(slot):
+            return slot, False
+        return Slot(engine, self._now // self._seconds * self._seconds, self._seconds), True
+
+    def pend(self, slot: Slot, item: Item, amount: int) -> None:
+        """Add to what is pending in a slot."""
+        self._open.setdefault(slot, _Open()).pending[item] += amount
+
+    def claim(self, slot: Slot, claimant: Claimant, claim: Claim) -> None:
+        """Add tokens that a feature claims of a slot."""
+        claims = self._open.setdefault(slot, _Open()).claims
+        claims[claimant] = claims[claimant].plus(claim) if claimant in claims else claim
+
+    def hold(self, slots: Iterable[Slot]) -> None:
+        """Keep slots open until `release`: claims of them are being written."""
+        for slot in slots:
+            self._open.setdefault(slot, _Open()).held += 1
+
+    def release(self, slots: Iterable[Slot]) -> None:
+        """Let slots close again."""
+        for slot in slots:
+            self._open[slot].held -= 1
+
+    def close(self, now: int) -> list[Closed]:
+        """Settle every slot that has waited long enough at a Unix second, the oldest first."""
+        self._now = now
+        due = sorted((slot for slot, one in self._open.items() if self._is_over(slot) and not one.held), key=_by_start)
+        return [_settled(slot, self._open.pop(slot)) for slot in due]
+
+    def pending_nano_usd(self) -> dict[str, int]:
+        """Return by engine what busy time cost whose slot is open."""
+        found: dict[str, int] = {}
+        for slot, one in self._open.items():
+            for item, amount in one.pending.items():
+                if item[0] == _MONEY:
+                    found[slot.engine] = found.get(slot.engine, 0) + amount
+        return found
+
+    def _is_over(self, slot: Slot) -> bool:
+        """Tell whether nothing is waited for any more; a slot far ahead was opened before the clock was set back."""
+        return slot.end + self._settle <= self._now or slot.start > self._now + slot.seconds + _AHEAD_SECONDS
+
+
+def _by_start(slot: Slot) -> tuple[int, Slot]:
+    return slot.start, slot
+
+
+def _settled(slot: Slot, one: _Open) -> Closed:
+    counted = one.counted
+    weigh = weights(counted, one.pending[("prefill_nanoseconds",)], one.pending[("decode_nanoseconds",)])
+    entries = []
+    for item, amount in one.pending.items():
+        if item[0] == _MONEY:
+            for (feature, team), part in shared(amount, counted, weigh, one.claims).items():
+                account = Account(Kind.ATTRIBUTED, (feature, team, slot.engine, *item[1:]))
+                entries.append(Entry(account, part, slot.start * NANO))
+    return Closed(slot, entries, sum(claim.tokens for claim in one.claims.values()), counted.tokens)

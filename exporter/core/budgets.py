@@ -48,7 +48,7 @@ class EngineCost:
     """What one engine costs an hour now.
 
     `compute` is for the GPUs of one replica, None without a price. `standing` is the engine's part of what is paid by
-    the hour however many replicas there are. `unpriced` holds its GPU time without a price, in nanoseconds.
+    the hour however many replicas there are.
     """
 
     name: str
@@ -57,7 +57,6 @@ class EngineCost:
     compute: Fraction | None
     standing: Mapping[Category, Fraction] = field(default_factory=dict)
     min_replicas: int = 1
-    unpriced: Quarters = field(default_factory=Quarters)
 
     @property
     def committed(self) -> Fraction | None:
@@ -140,16 +139,17 @@ class BudgetView:
 class BudgetMeter:
     """Follows one budget; the books feed it every entry that they apply."""
 
-    def __init__(self, budget: Budget, *, buckets: Mapping[int, int] | None = None, spent_before: int = 0) -> None:
-        """Go on from what the ledger has of the accounts that match.
+    def __init__(self, budget: Budget, *, spent: Quarters | None = None, unpriced: Quarters | None = None) -> None:
+        """Go on from what the ledger has.
 
         Args:
             budget: the config.
-            buckets: nano-dollars by the Unix second at which their quarter-hour begins, of the last 45 days.
-            spent_before: nano-dollars before those.
+            spent: nano-dollars of the accounts that match, which is the meter's own from now on.
+            unpriced: likewise, nanoseconds of GPUs without a price.
         """
         self.adopt(budget)
-        self._spent = Quarters(buckets, spent_before)
+        self._spent = spent or Quarters()
+        self._unpriced = unpriced or Quarters()
         self._history = _no_history()
 
     def adopt(self, budget: Budget) -> None:
@@ -166,10 +166,18 @@ class BudgetMeter:
         """Say whether an account's money counts; the bill names no feature and no team."""
         return account.kind is Kind.SPEND and not _is_attributed(self.budget) and _holds(self.budget.match, account)
 
+    def lacks(self, account: Account) -> bool:
+        """Say whether an account counts GPU time whose money would count, had it a price."""
+        return account.kind is Kind.UNPRICED_GPU and any(
+            _holds(self.budget.match, Account(Kind.SPEND, (category, *account.labels[:3]))) for category in _COMPUTE
+        )
+
     def book(self, account: Account, amount: int, at: int) -> None:
-        """Book nano-dollars at an instant (Unix nanoseconds), if the account matches."""
+        """Book an amount at an instant (Unix nanoseconds), if it concerns this budget."""
         if self.matches(account):
             self._spent.add(amount, at)
+        elif self.lacks(account):
+            self._unpriced.add(amount, at)
 
     def record(self, now: Instant) -> None:
         """Remember the total for the windows to come; once a beat, when everything is booked."""
@@ -202,7 +210,7 @@ class BudgetMeter:
     def _view(self, name: str, period: Period, limit: int, now: Instant, facts: BudgetFacts) -> PeriodView:
         engines = [own_part(self.budget.match, engine) for engine in facts.engines]
         left = period.end - now.wall
-        unpriced = any(engine.unpriced.within(period) for engine in engines)
+        unpriced = self._unpriced.within(period) > 0
         spent = self._spent.within(period)
         blank = PeriodView(
             period=period,
@@ -336,7 +344,7 @@ def own_part(match: Match, engine: EngineCost) -> EngineCost:
     standing = {category: rate for category, rate in engine.standing.items() if holds(category)}
     if any(map(holds, _COMPUTE)):
         return replace(engine, standing=standing)
-    return replace(engine, standing=standing, compute=Fraction(0), unpriced=Quarters())
+    return replace(engine, standing=standing, compute=Fraction(0))
 
 
 def _sum(rates: Iterable[Fraction | None]) -> Fraction:

@@ -4,7 +4,7 @@ A decision reads only what the last beat left. Denying requests stops API spend,
 so every answer also says how many can be afforded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
@@ -41,18 +41,22 @@ _LONGEST: Final = {DAY: 25 * HOUR, MONTH: (31 * 24 + 1) * HOUR}  # with an hour 
 
 
 class Asked(NamedTuple):
-    """What a gateway says of a request; None where it says nothing."""
+    """What a gateway says of a request; None where it says nothing.
+
+    `booked` has the names under which the model's spend is booked, where it goes by several.
+    """
 
     feature: str | None = None
     team: str | None = None
     model: str | None = None
+    booked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
     """Break-glass: more money for the cap of one budget until an instant; times are Unix nanoseconds.
 
-    The limit itself and what is shown of it stay. A later one replaces it: one of 0 ends it.
+    The budget's own limit and what is shown of it stay. A later one replaces it: one of 0 ends it.
     """
 
     budget: str
@@ -164,28 +168,54 @@ def decide(
 def applies(match: Match, asked: Asked) -> bool:
     """Say whether each key of a match equals the request's value; a key that the request lacks does not apply.
 
-    No request can tell a category, an engine or a tier: a budget with such a key applies to none.
+    No request can tell a category, an engine or a tier: a budget with such a key applies to none. A model's budget
+    applies by any name that means the model.
     """
     if any(getattr(match, key) is not None for key in _NOT_ASKED):
         return False
-    return all(key in (None, value) for key, value in zip((match.feature, match.team, match.model), asked, strict=True))
+    names = asked.booked | {None, asked.model}
+    return match.feature in (None, asked.feature) and match.team in (None, asked.team) and match.model in names
+
+
+def booked_names(engines: Iterable[Engine], told: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Return under which names the spend of a model is booked, by each name that the config has for it.
+
+    That is the name that the engine's page tells, before there is a page the first one of the config; both count. By a
+    name that two engines have, either of them may be asked.
+
+    Args:
+        engines: the config's.
+        told: the model under which an engine's spend is booked now, by the engine's name.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for engine in engines:
+        booked = frozenset(engine.models[:1])
+        if engine.name in told:
+            booked |= {told[engine.name]}
+        for name in engine.models:
+            found[name] = found.get(name, frozenset()) | booked
+    return found
 
 
 def _figures(
     view: BudgetView, asked: Asked, now: int, age_seconds: float, overrides: Mapping[str, Override]
 ) -> Iterator[_Figure]:
-    """Yield the periods of a budget that are not over yet: a new one has begun since, with next to nothing spent."""
+    """Yield the periods of a budget that are not over yet: a new one has begun since, with next to nothing spent.
+
+    Where an override gives more money, what is not known does not deny: somebody has decided.
+    """
     budget, cap = view.budget, view.budget.cap
     override = overrides.get(budget.name)
     more = override.amount_nano_usd if override and override.in_force(now) else 0
     can_deny = view.mode is not CapMode.OFF and (asked.feature is None or asked.feature not in cap.exempt_features)
+    denies_unknown = cap.on_unknown is OnUnknown.DENY and not more
     for name, period in view.periods.items():
         limit, left = period.limit + more, period.period.end - now
         state = state_of(budget, period.spent, limit, unpriced=period.unpriced) if more else period.state
         if age_seconds > cap.max_age:
             state, left = State.UNKNOWN, ceil(cap.max_age * NANO)
         if left > 0:
-            closed = state is State.OVER or (state is State.UNKNOWN and cap.on_unknown is OnUnknown.DENY)
+            closed = state is State.OVER or (state is State.UNKNOWN and denies_unknown)
             yield _Figure(view, name, limit, state, can_deny and closed, ceil(Fraction(left, NANO)), age_seconds)
 
 

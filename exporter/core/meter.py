@@ -161,7 +161,7 @@ class EngineMeter:
         for category in _COMPUTE if terms.engine.gpus_charged else ():
             if self.answered or category is Category.COMPUTE_LOADING:
                 yield Entry(spend_account(category, terms.engine, self.model), 0, 0)
-                yield Entry(Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), 0, 0)
+                yield Entry(self._unpriced(terms), 0, 0)
         yield Entry(Account(Kind.COLD_STARTS, (terms.engine.name,)), 0, 0)
         for counted in (Counted.PROMPT_TOKENS, Counted.CACHED_PROMPT_TOKENS, Counted.OUTPUT_TOKENS):
             if counted in self._counts and self.model != SEVERAL_MODELS:
@@ -243,12 +243,13 @@ class EngineMeter:
         for piece in pieces(terms.gpu_prices, interval):
             price = piece.price.nano_usd_per_hour
             if price is None:
-                yield Entry(
-                    Account(Kind.UNPRICED_GPU, (terms.engine.name, terms.gpu)), gpus * piece.duration_ns, piece.start
-                )
+                yield Entry(self._unpriced(terms), gpus * piece.duration_ns, piece.start)
             else:
                 account = spend_account(category, terms.engine, self.model)
                 yield Entry(account, cost(piece.duration_ns, price * gpus), piece.start)
+
+    def _unpriced(self, terms: Terms) -> Account:
+        return Account(Kind.UNPRICED_GPU, (terms.engine.name, self.model, terms.engine.tier or "", terms.gpu))
 
     def _counted(self, terms: Terms, movement: Movement, at: int) -> Iterator[Entry]:
         name, tier = terms.engine.name, terms.engine.tier or ""

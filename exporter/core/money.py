@@ -5,6 +5,7 @@ what is smaller than one waits in its account until it is one, so that any split
 the same sum.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -26,11 +27,25 @@ class Kind(StrEnum):
     COLD_STARTS = "cold_starts"
     SENT_BYTES = "sent_bytes"
     BUDGET_DENIED = "budget_denied"  # checks
+    PREFILL_TIME = "prefill_time"  # nanoseconds that requests spent on their prompts, as the engine measures it
+    DECODE_TIME = "decode_time"  # likewise on their output
+    ATTRIBUTED = "attributed"  # nano-dollars
+    FEATURE_REQUESTS = "feature_requests"
+    FEATURE_PROMPT_TOKENS = "feature_prompt_tokens"
+    FEATURE_OUTPUT_TOKENS = "feature_output_tokens"
+    UNPRICED_TOKENS = "unpriced_tokens"
+    USAGE_EVENTS = "usage_events"
+    OVERFLOW_EVENTS = "overflow_events"
+    CASCADE_REQUESTS = "cascade_requests"
+    ESCALATIONS = "escalations"
+    COSTED_ESCALATIONS = "costed_escalations"  # those whose first try is in ESCALATION_SPEND
+    ESCALATION_SPEND = "escalation_spend"  # nano-dollars
+    API_EQUIVALENT = "api_equivalent"  # nano-dollars
 
 
 LABELS: Final = {
     Kind.SPEND: ("category", "engine", "model", "tier"),
-    Kind.UNPRICED_GPU: ("engine", "gpu"),
+    Kind.UNPRICED_GPU: ("engine", "model", "tier", "gpu"),
     Kind.UNOBSERVED: (),
     Kind.PROMPT_TOKENS: ("engine", "model", "tier"),
     Kind.CACHED_PROMPT_TOKENS: ("engine", "model", "tier"),
@@ -39,6 +54,20 @@ LABELS: Final = {
     Kind.COLD_STARTS: ("engine",),
     Kind.SENT_BYTES: (),
     Kind.BUDGET_DENIED: ("budget", "mode"),
+    Kind.PREFILL_TIME: ("engine",),
+    Kind.DECODE_TIME: ("engine",),
+    Kind.ATTRIBUTED: ("feature", "team", "engine", "model", "tier"),
+    Kind.FEATURE_REQUESTS: ("feature", "team", "model", "tier"),
+    Kind.FEATURE_PROMPT_TOKENS: ("feature", "team", "model", "tier"),
+    Kind.FEATURE_OUTPUT_TOKENS: ("feature", "team", "model", "tier"),
+    Kind.UNPRICED_TOKENS: ("model",),
+    Kind.USAGE_EVENTS: ("result",),
+    Kind.OVERFLOW_EVENTS: (),
+    Kind.CASCADE_REQUESTS: ("cascade", "tier"),
+    Kind.ESCALATIONS: ("cascade", "from_tier", "to_tier"),
+    Kind.COSTED_ESCALATIONS: ("cascade", "from_tier", "to_tier"),
+    Kind.ESCALATION_SPEND: ("cascade", "from_tier", "to_tier"),
+    Kind.API_EQUIVALENT: ("engine", "model", "api_model"),
 }
 
 
@@ -52,6 +81,7 @@ class Category(StrEnum):
     COMPUTE_UNOBSERVED = "compute_unobserved"
     STORAGE = "storage"
     NETWORK = "network"
+    API = "api"
     OTHER = "other"
 
 
@@ -78,3 +108,16 @@ def nano_usd(usd: Decimal) -> Fraction:
 def cost(duration_ns: int, nano_usd_per_hour: Fraction) -> Fraction:
     """Return what a duration (nanoseconds) costs at an hourly rate, in exact nano-dollars."""
     return nano_usd_per_hour * duration_ns / (3600 * NANO)
+
+
+def divided(amount: int, weights: Sequence[int]) -> list[int]:
+    """Divide a whole amount by weights (0 or more, one of them above 0), so that the parts sum to it exactly.
+
+    By the largest remainder: each part is rounded down, and what is left goes, one by one, to those that lost most.
+    """
+    total = sum(weights)
+    parts = [amount * weight // total for weight in weights]
+    lost = sorted(range(len(weights)), key=lambda index: -(amount * weights[index] % total))
+    for index in lost[: amount - sum(parts)]:
+        parts[index] += 1
+    return parts

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, NamedTuple, TypeVar
 
-from exporter.core.attribution import Claim, Slot
+from exporter.core.attribution import Claim, Claimant, Item, Slot
 from exporter.core.money import Account, Kind
 from exporter.core.periods import QUARTER
 
@@ -19,8 +19,6 @@ BUCKET_SECONDS: Final = QUARTER
 _SAMPLES_WAITING: Final = 50_000
 
 Sample = tuple[str, int, tuple[int, ...]]  # series, Unix seconds, values
-Item = tuple[str, ...]  # what is pending: a name, and the labels of the account that it comes from
-Claimant = tuple[str, str]  # feature, team
 Named = TypeVar("Named")
 
 

@@ -78,7 +78,7 @@ def _cached_prompt_tokens(snapshot: Snapshot) -> Iterator[Sample]:
 
 def _unpriced_gpu(snapshot: Snapshot) -> Iterator[Sample]:
     by_gpu: dict[str, int] = {}
-    for (_, gpu), total in snapshot.totals.get(Kind.UNPRICED_GPU, {}).items():
+    for (*_, gpu), total in snapshot.totals.get(Kind.UNPRICED_GPU, {}).items():
         by_gpu[gpu] = by_gpu.get(gpu, 0) + total
     return (((gpu,), total) for gpu, total in by_gpu.items())
 

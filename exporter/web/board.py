@@ -33,7 +33,7 @@ class Board:
 
     def page(self) -> Page:
         """Return the page; after three missed beats only its counters and health families."""
-        if not self.expects_beats or self._age_seconds() <= MISSED_BEATS * self.snapshot.interval_seconds:
+        if not self.expects_beats or self.age_seconds() <= MISSED_BEATS * self.snapshot.interval_seconds:
             return self._page
         if self._old_page is None:
             self._old_page = self._writer.write(self.snapshot, self._own(), only_staying=True)
@@ -41,9 +41,10 @@ class Board:
 
     def is_alive(self) -> bool:
         """Tell whether the beat has shown life in the last minute, or has never had to."""
-        return not self.expects_beats or self._age_seconds() <= max(
+        return not self.expects_beats or self.age_seconds() <= max(
             _DEAD_SECONDS, MISSED_BEATS * self.snapshot.interval_seconds
         )
 
-    def _age_seconds(self) -> float:
+    def age_seconds(self) -> float:
+        """Say how long ago the snapshot was published, whatever the wall clock has done since."""
         return (self._clock.now().monotonic - self._published) / NANOSECONDS

@@ -5,7 +5,8 @@ The check answers from memory alone, by what the last beat left; no request make
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from asyncio import IncompleteReadError
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from unicodedata import normalize
@@ -15,12 +16,13 @@ from aiohttp import web
 
 from exporter.books import Books, Fate
 from exporter.clock import Clock
+from exporter.config.model import Engine
 from exporter.config.nodes import ConfigError
 from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
-from exporter.core.cap import Asked, Decision, Override, decide
+from exporter.core.cap import Asked, Decision, Override, booked_names, decide
 from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.snapshot import Snapshot
-from exporter.resume import LAST_BEAT
+from exporter.resume import LAST_BEAT, instant
 from exporter.web import budgets_json
 from exporter.web.bearer import Tokens, bears, is_local
 from exporter.web.board import Board
@@ -30,8 +32,11 @@ log = logging.getLogger(__name__)
 
 _CHECK: Final = "/v1/budgets/check"
 _TAIL: Final = r"{tail:[/*][\s\S]*}"  # what a gateway appends; a budget may be named `checkout`
+_NAME: Final = "{name:[^/]+}"  # a name may have braces, which aiohttp's own pattern excludes
 _HEADERS: Final = {"feature": "x-llm-feature", "team": "x-llm-team", "model": "x-llm-model"}
+_KEYS: Final = (*_HEADERS, "deny_status")  # of a query
 _SLOT: Final = NANO // 10  # nanoseconds for which an answer is given again
+_LONGEST_REMEMBERED: Final = 512  # characters of a query
 _UNKNOWN_ENGINE: Final = EngineCost(name="", model="", tier="", compute=None)
 _PATIENCE_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 10
@@ -47,18 +52,23 @@ class _Answer(NamedTuple):
 class BudgetDesk:
     """Answers all that is asked about budgets."""
 
-    def __init__(self, board: Board, books: Books, clock: Clock, tokens: Tokens) -> None:
+    def __init__(
+        self, board: Board, books: Books, clock: Clock, tokens: Tokens, engines: Callable[[], Sequence[Engine]] = tuple
+    ) -> None:
+        """Answer from these parts; `engines` are the config's in force, for the names of their models."""
         self._board, self._books, self._clock, self._tokens = board, books, clock, tokens
+        self._engines = engines
         self._answers: dict[tuple[Asked, int | None], _Answer] = {}
         self._of: tuple[int, Snapshot | None] = (0, None)  # the slot and the snapshot that they are for
         self._names: frozenset[str | None] = frozenset()
+        self._booked: dict[str, frozenset[str]] = {}
 
     def routes(self) -> list[web.RouteDef]:
         """Return what is answered here."""
         return [
             *(web.route("*", path, self._check, expect_handler=_no_body) for path in (_CHECK, _CHECK + _TAIL)),
             web.get("/v1/budgets", self._list),
-            web.post("/v1/budgets/{name}/override", self._override),
+            web.post(f"/v1/budgets/{_NAME}/override", self._override),
         ]
 
     def overrides(self) -> dict[str, Override]:
@@ -82,23 +92,34 @@ class BudgetDesk:
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     def _answer(self, said: Mapping[str, str], headers: Mapping[str, str], deny_status: int | None) -> _Answer:
-        """Return an answer, a kept one where it can hardly differ.
-
-        A name that no budget knows equals nothing, as if it were not said. So there are only so many answers, whatever
-        clients call themselves.
-        """
+        """Return an answer, a kept one where it can hardly differ."""
         now = self._clock.now()
         if self._of[0] != now.monotonic // _SLOT or self._of[1] is not self._board.snapshot:
             self._of = now.monotonic // _SLOT, self._board.snapshot
             self._answers.clear()
-            self._names = frozenset(_names(self._views()))
-        names = (said[key] if key in said else headers.get(header) for key, header in _HEADERS.items())
-        asked = Asked(*(name if name in self._names else None for name in map(_composed, names)))
+            self._learn_names()
+        asked = self._asked(said, headers)
         kept = self._answers.get((asked, deny_status))
         if kept is None:
             decision = decide(self._views(), asked, now.wall, self._age_seconds(), self._books.overrides)
             kept = self._answers[asked, deny_status] = _encoded(decision, deny_status)
         return kept
+
+    def _learn_names(self) -> None:
+        """Learn every name that makes a difference where a request says it."""
+        self._names = frozenset(_names(self._views()))
+        told = {view.name: view.model for view in self._board.snapshot.engines}
+        self._booked = {name: booked & self._names for name, booked in booked_names(self._engines(), told).items()}
+
+    def _asked(self, said: Mapping[str, str], headers: Mapping[str, str]) -> Asked:
+        """Return what a request says.
+
+        A name that no budget knows equals nothing, as if it were not said. So there are only so many answers, whatever
+        clients call themselves.
+        """
+        names = [_composed(said.get(key, headers.get(header))) for key, header in _HEADERS.items()]
+        feature, team, model = (name if name in self._names else None for name in names)
+        return Asked(feature, team, model, self._booked.get(names[-1] or "", frozenset()))
 
     def _has_beaten(self) -> bool:
         return bool(self._board.snapshot.engines)
@@ -113,10 +134,11 @@ class BudgetDesk:
         return tuple(meter.view(now, facts) for meter in self._books.budgets.values())
 
     def _age_seconds(self) -> float:
-        now = self._clock.now()
+        """Say how old the figures are; only what an earlier process left is dated by the wall clock."""
         if self._has_beaten():
-            return max(now.unix_seconds - self._board.snapshot.at, 0.0)
-        return max(now.wall - int(self._books.meta.get(LAST_BEAT, now.wall)), 0) / NANO
+            return self._board.age_seconds()
+        now = self._clock.now()
+        return max(now.wall - (instant(self._books.meta.get(LAST_BEAT)) or now.wall), 0) / NANO
 
     async def _list(self, _: web.Request) -> web.Response:
         overrides = self.overrides()
@@ -132,8 +154,11 @@ class BudgetDesk:
         view = next((view for view in self._views() if view.budget.name == name), None)
         if view is None:
             return _refused(404, "expected the name of a budget, found another")
+        body = await _body(request)
+        if body is None:
+            return _refused(413, f"expected at most {LARGEST_BODY_BYTES} bytes, found more")
         try:
-            override = parse(name, await request.read(), self._clock.now().wall)
+            override = parse(name, body, self._clock.now().wall)
         except ConfigError as error:
             return _refused(400, *error.lines)
         return await self._put_in_force(override, view, request.remote)
@@ -145,8 +170,6 @@ class BudgetDesk:
             return _unauthorised()
         if token is None and not is_local(request):
             return _refused(403, "without budget_api.override_token_file only this machine may override a budget")
-        if (request.content_length or 0) > LARGEST_BODY_BYTES:
-            return _refused(413, f"expected at most {LARGEST_BODY_BYTES} bytes, found more")
         return None
 
     async def _put_in_force(self, override: Override, view: BudgetView, by: str | None) -> web.Response:
@@ -163,20 +186,38 @@ class BudgetDesk:
         return _json(budgets_json.budget(view, self.overrides().get(override.budget)))
 
 
-@lru_cache(maxsize=1024)
+async def _body(request: web.Request) -> bytes | None:
+    """Read a body, however it is sent; None where it is longer than it may be."""
+    try:
+        await request.content.readexactly(LARGEST_BODY_BYTES + 1)
+    except IncompleteReadError as error:
+        return error.partial
+    return None
+
+
 def _said(query: str) -> tuple[Mapping[str, str], int | None]:
     """Return what a query says and the status that it wants for a denial; of several values the first one counts.
+
+    A gateway asks by the same few queries. A long one is its clients', and not remembered: there is no end of those.
 
     Raises:
         ValueError: that is no status by which a client is refused.
     """
+    return _remembered(query) if len(query) <= _LONGEST_REMEMBERED else _parsed(query)
+
+
+def _parsed(query: str) -> tuple[Mapping[str, str], int | None]:
     said: dict[str, str] = {}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        said.setdefault(key, value)
-    status = said.get("deny_status")
+    for key, value in parse_qsl(query, keep_blank_values=True):  # at most a request line, of 8 kB
+        if key in _KEYS:
+            said.setdefault(key, value)
+    status = said.pop("deny_status", None)
     if status is not None and not re.fullmatch("4[0-9]{2}", status):
         raise ValueError(f"deny_status: expected a status from 400 to 499, found {status[:20]!r}")
     return said, None if status is None else int(status)
+
+
+_remembered = lru_cache(maxsize=1024)(_parsed)
 
 
 def _composed(name: str | None) -> str | None:
@@ -184,7 +225,7 @@ def _composed(name: str | None) -> str | None:
 
 
 def _names(views: tuple[BudgetView, ...]) -> Iterator[str | None]:
-    """Yield every name that makes a difference where a request says it."""
+    """Yield every name by which budgets are told apart."""
     for view in views:
         match = view.budget.match
         yield from (match.feature, match.team, match.model, *view.budget.cap.exempt_features)

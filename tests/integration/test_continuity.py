@@ -435,7 +435,7 @@ async def test_an_engine_that_left_the_config_keeps_its_counters_and_returns_as_
         for _ in range(3):
             await stage.beat()
         page = stage.page()
-        assert {name: page.get(name) for name in before} == before | {UNOBSERVED: 0}
+        assert {name: page.get(name) for name in before} == before | {UNOBSERVED: 5}  # until the new config was known
         assert not [name for name in page if "engine=chat" in name and "_total{" not in name]
         stage.end()
         vllm.work(500)
@@ -443,11 +443,62 @@ async def test_an_engine_that_left_the_config_keeps_its_counters_and_returns_as_
         stage.begin()
         await stage.beat(60)
         page = counters(stage.page())  # its absence costs nothing, and what it did meanwhile is not ours
-        assert page.items() >= before.items()
+        assert page.items() >= (before | {UNOBSERVED: 65}).items()
         vllm.work(1)
         await stage.beat()
         page = stage.page()
         assert (page[OUTPUT], compute(page)) == (1001, compute(before) + 0.005)
+
+
+async def test_what_an_engine_that_is_gone_still_owed_is_counted_as_unobserved(tmp_path: Path):
+    """A restart with another config: nobody knows its price any more, but that time is missing does not go unsaid."""
+    async with staged(tmp_path, price="3.6") as (stage, vllm):
+        await stage.beat()
+        vllm.answers = False
+        await stage.beat()
+        await stage.beat()
+        booked = compute(stage.page())
+        stage.end()
+        stage.config = config(Engine(name="other", url="http://127.0.0.1:9", gpus=Fraction(0)))
+        stage.begin()
+        await stage.beat(3600)
+        page = stage.page()
+        assert (compute(page), page[UNOBSERVED]) == (booked, 10 + 3600)
+        await stage.beat()
+        assert stage.page()[UNOBSERVED] == 10 + 3600
+
+
+def states(stage: Stage) -> dict[str, str]:
+    page = stage.live._snapshot(stage.clock.now())
+    return {view.budget.name: view.state.value for view in page.budgets}
+
+
+async def test_unpriced_time_makes_a_budget_unknown_whatever_becomes_of_its_engine(tmp_path: Path):
+    """Renamed, removed, or given another tier: what was spent of the month is known no better."""
+    budgets = (
+        Budget(name="all", monthly_usd=Decimal(100)),
+        Budget(name="fast", monthly_usd=Decimal(100), match=Match(tier="fast")),
+    )
+    nameless = Prices(gpu=GpuPrice(by_name={"NVIDIA L4": Decimal("3.6")}))
+    async with staged(tmp_path / "unused") as (stage, _):
+        engine = Engine(name="chat", url=stage.config.engines[0].url, models=("m",), tier="fast")
+        stage.end()
+        stage.config = config(engine, prices=nameless, budgets=budgets)
+        stage.begin()
+        for _ in range(3):
+            await stage.beat()
+        assert states(stage) == {"all": "unknown", "fast": "unknown"}
+        changes = {"name": "renamed"}, {"tier": "slow"}, {"name": "other", "gpus": Fraction(0)}
+        for change in changes:
+            stage.config = config(msgspec.structs.replace(engine, **change), price="3.6", budgets=budgets)
+            stage.live.plan(stage.config)
+            await stage.beat()
+            await stage.beat()
+            assert states(stage) == {"all": "unknown", "fast": "unknown"}
+        stage.end()
+        stage.begin()
+        await stage.beat()
+        assert states(stage) == {"all": "unknown", "fast": "unknown"}
 
 
 async def test_an_engine_that_left_and_is_reloaded_is_a_new_one_too(tmp_path: Path):

@@ -1,7 +1,6 @@
 """Budgets: sums that no split, restart or clock changes, each formula by hand, and the traps under their names."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -79,6 +78,9 @@ def engine(name: str = "chat", compute: str | None = "1", min_replicas: int = 1,
     )
 
 
+UNPRICED = Account(Kind.UNPRICED_GPU, ("chat", "m", "fast", "any"))
+
+
 def since(at: str, *engines: EngineCost, unobserved: Quarters | None = None) -> BudgetFacts:
     return BudgetFacts(accounting_start=utc(at), engines=engines, unobserved=unobserved or Quarters())
 
@@ -116,9 +118,13 @@ class Ride:
         return self.view().periods["month"]
 
 
-def spent(of: Budget, at: str, *bookings: tuple[str, str], facts: BudgetFacts = ALWAYS) -> BudgetView:
-    """The view at an instant after dollars were booked at instants."""
+def spent(
+    of: Budget, at: str, *bookings: tuple[str, str], facts: BudgetFacts = ALWAYS, unpriced: str | None = None
+) -> BudgetView:
+    """The view at an instant after dollars were booked at instants, and GPU time without a price at one."""
     meter = BudgetMeter(of)
+    if unpriced is not None:
+        meter.book(UNPRICED, 5 * NANO, utc(unpriced))
     for amount, when in bookings:
         meter.book(SPEND, usd(amount), utc(when))
     return meter.view(Instant(utc(at), 0), facts)
@@ -265,7 +271,7 @@ def test_pod_churn_and_month_to_date():
     """A month in which a pod lives a day: each goes on from the ledger."""
     ledger: dict[int, int] = {}
     for of_month in range(1, 31):
-        meter = BudgetMeter(budget(), buckets=ledger)
+        meter = BudgetMeter(budget(), spent=Quarters(ledger))
         at = utc(f"2026-11-{of_month:02}T06:07")
         meter.book(SPEND, usd("2"), at)
         ledger[at // NANO // QUARTER * QUARTER] = usd("2")
@@ -333,19 +339,13 @@ def test_a_budget_of_a_feature_is_unknown_until_spend_is_attributed():
     assert (one.limit, one.elapsed_ratio, one.history_complete_ratio) == (usd("25"), 0.5, 1.0)
 
 
-def unpriced(at: str) -> EngineCost:
-    quarters = Quarters()
-    quarters.add(5 * NANO, utc(at))
-    return replace(engine(), unpriced=quarters)
-
-
 def test_unknown_price_is_never_zero():
-    view = spent(budget(), "2026-11-23T12:00", facts=since("2026-11-20", unpriced("2026-11-23T10:00")))
+    view = spent(budget(), "2026-11-23T12:00", unpriced="2026-11-23T10:00")
     assert (view.state, view.periods["day"].spent, view.periods["month"].spent) == (State.UNKNOWN, None, None)
 
 
 def test_unknown_price_of_yesterday_is_not_today():
-    view = spent(budget(), "2026-11-23T12:00", ("1", "2026-11-23"), facts=since("2026-11-20", unpriced("2026-11-22")))
+    view = spent(budget(), "2026-11-23T12:00", ("1", "2026-11-23"), unpriced="2026-11-22")
     assert (view.periods["day"].state, view.periods["month"].state, view.state) == ("ok", "unknown", "unknown")
     assert (view.periods["day"].unpriced, view.periods["month"].unpriced) == (False, True)
     assert (view.periods["day"].capped, view.periods["month"].capped) == (False, None)
@@ -353,13 +353,13 @@ def test_unknown_price_of_yesterday_is_not_today():
 
 
 def test_unknown_price_does_not_hide_that_the_rest_is_over():
-    view = spent(budget(), "2026-11-23T12:00", ("25", "2026-11-23"), facts=since("2026-11-20", unpriced("2026-11-23")))
+    view = spent(budget(), "2026-11-23T12:00", ("25", "2026-11-23"), unpriced="2026-11-23")
     assert (view.periods["day"].state, view.periods["day"].capped) == (State.OVER, True)
 
 
 @pytest.mark.parametrize("match", [{"engine": "other"}, {"category": "storage"}, {"tier": "slow"}])
 def test_unknown_price_of_what_a_budget_does_not_pay_for_is_no_matter(match: Mapping[str, str]):
-    view = spent(budget(match=match), "2026-11-23T12:00", facts=since("2026-11-20", unpriced("2026-11-23")))
+    view = spent(budget(match=match), "2026-11-23T12:00", unpriced="2026-11-23")
     assert (view.state, view.periods["day"].spent) == (State.OK, 0)
 
 
@@ -452,9 +452,7 @@ def test_a_restart_goes_on_with_the_windows_of_before():
         (utc("2026-11-23T20:00") // NANO + 60 * minute, usd("20") + usd("2") * minute // 60) for minute in range(61)
     ]
     impossible = [(utc("2026-11-23T20:30") // NANO, usd("900")), (utc("2026-11-25") // NANO, usd("1"))]
-    restarted = BudgetMeter(
-        budget("24", "720"), buckets={utc("2026-11-23") // NANO: ride.meter.total - 5}, spent_before=5
-    )
+    restarted = BudgetMeter(budget("24", "720"), spent=Quarters({utc("2026-11-23") // NANO: ride.meter.total - 5}, 5))
     now = Instant(ride.now.wall, 3 * NANO)
     restarted.restore(samples[::-1] + impossible, now)
     found = restarted.view(now, ALWAYS).periods["month"].burn_rate
@@ -632,7 +630,7 @@ class Ledger:
             buckets[start] = buckets.get(start, 0) + amount
         before = sum(amount for start, amount in buckets.items() if start < KEPT_FROM)
         kept = {start: amount for start, amount in buckets.items() if start >= KEPT_FROM}
-        meter = BudgetMeter(of, buckets=kept, spent_before=before)
+        meter = BudgetMeter(of, spent=Quarters(kept, before))
         meter.restore(self.samples, now)
         return meter
 

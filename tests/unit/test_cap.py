@@ -1,9 +1,9 @@
 """The cap: who is denied, for how long and why; and what of a config can never come to pass."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from exporter.clock import Instant
 from exporter.config.load import parse
-from exporter.config.model import Budget, Cap, CapMode, Config, Match, OnUnknown
+from exporter.config.model import Budget, Cap, CapMode, Config, Engine, Match, OnUnknown
 from exporter.core.budgets import FAST_BURN, SLOW_BURN, BudgetFacts, BudgetMeter, BudgetView, EngineCost, State
-from exporter.core.cap import Asked, Decision, Override, applies, decide, unasked_caps, unreachable_alerts
+from exporter.core.cap import Asked, Decision, Override, applies, booked_names, decide, unasked_caps, unreachable_alerts
 from exporter.core.money import NANO, Account, Kind, nano_usd
-from exporter.core.periods import Quarters
 
 SPEND = Account(Kind.SPEND, ("compute_busy", "chat", "m", "fast"))
 
@@ -33,7 +32,7 @@ CHAT = EngineCost(name="chat", model="m", tier="fast", compute=nano_usd(Decimal(
 ENFORCE = Cap(mode=CapMode.ENFORCE)
 ALL = Match()
 ANYBODY = Asked()
-UNPRICED = Quarters({NOON // NANO: NANO})
+UNPRICED = Account(Kind.UNPRICED_GPU, ("chat", "m", "fast", "any"))
 
 
 def view(
@@ -56,8 +55,8 @@ def view(
     )
     meter = BudgetMeter(of)
     meter.book(SPEND, usd(spent), NOON - 3600 * NANO)
-    engine = replace(CHAT, unpriced=UNPRICED) if unpriced else CHAT
-    return meter.view(Instant(NOON, 0), BudgetFacts(accounting_start=0, engines=[engine]))
+    meter.book(UNPRICED, NANO if unpriced else 0, NOON)
+    return meter.view(Instant(NOON, 0), BudgetFacts(accounting_start=0, engines=[CHAT]))
 
 
 def ask(
@@ -208,6 +207,10 @@ def test_an_exempt_feature_is_exempt_from_one_budget():
         (Match(team="t", model="m"), Asked("f", "t", None), False),
         (Match(team="t", model="m"), Asked("f", "u", "m"), False),
         (Match(feature="f"), Asked(team="f"), False),
+        (Match(model="m"), Asked(model="lora", booked=frozenset("m")), True),
+        (Match(model="lora"), Asked(model="lora", booked=frozenset("m")), True),
+        (Match(model="n"), Asked(model="lora", booked=frozenset("m")), False),
+        (Match(model="m", team="t"), Asked(model="lora", booked=frozenset("m")), False),
         (Match(category="compute"), Asked("f", "t", "m"), False),
         (Match(engine="chat"), Asked("f", "t", "m"), False),
         (Match(tier="fast", model="m"), Asked("f", "t", "m"), False),
@@ -224,6 +227,35 @@ def test_where_no_budget_applies_nobody_is_denied():
     assert (answer.allowed, answer.reason, answer.state, answer.denied) == (True, "no budget applies", None, ())
     assert ask().allowed
     assert not ask(view("25", match=Match(model="m")), asked=Asked(model="m")).allowed
+
+
+ENGINES = (
+    Engine(name="chat", url="http://a", models=("m", "lora")),
+    Engine(name="big", url="http://b", models=("n", "lora", "large")),
+    Engine(name="nameless", url="http://c"),
+)
+
+
+@pytest.mark.parametrize(
+    ("told", "booked"),
+    [
+        ({}, {"m": "m", "n": "n", "large": "n", "lora": "m n"}),
+        ({"chat": "m", "big": "n", "nameless": "unknown"}, {"m": "m", "n": "n", "large": "n", "lora": "m n"}),
+        (
+            {"chat": "p", "big": "several"},
+            {"m": "m p", "n": "n several", "large": "n several", "lora": "m n p several"},
+        ),
+    ],
+)
+def test_each_name_of_an_engines_model_is_booked_where_the_engines_spend_is(told: dict[str, str], booked: Any):
+    found = booked_names(ENGINES, told)
+    assert {name: " ".join(sorted(names)) for name, names in found.items()} == booked
+
+
+def test_an_alias_of_two_engines_is_denied_by_the_budget_of_either():
+    asked = Asked(model="lora", booked=booked_names(ENGINES, {})["lora"])
+    assert [applies(Match(model=name), asked) for name in ("m", "n", "lora", "large")] == [True, True, True, False]
+    assert not ask(view("0", match=Match(model="n")), view("25", match=Match(model="m")), asked=asked).allowed
 
 
 # What is not known.
@@ -301,12 +333,15 @@ def test_an_override_raises_day_and_month_of_its_budget_only():
     assert not ask(both, inference=broken_glass("0")).allowed
 
 
-def test_an_override_makes_nothing_known():
+def test_an_override_opens_what_is_unknown_and_makes_nothing_known():
     override = broken_glass("5")
-    assert not ask(view("1", cap=DENY), age=61.0, inference=override).allowed
-    assert ask(view("25", cap=enforce(), unpriced=True), inference=override).state is State.UNKNOWN
-    assert not ask(view("25", cap=DENY, unpriced=True), inference=override).allowed
-    assert not ask(view("0", cap=DENY, unpriced=True), inference=override).allowed
+    for spent, unpriced, age in (("1", False, 61.0), ("25", True, 2.0), ("0", True, 2.0)):
+        stands = view(spent, cap=DENY, unpriced=unpriced)
+        opened = ask(stands, age=age, inference=override)
+        assert (opened.allowed, opened.state, opened.denied) == (True, State.UNKNOWN, ())
+        assert not ask(stands, age=age, inference=broken_glass("0")).allowed
+        assert not ask(stands, age=age, inference=override, now=utc("2026-11-23T13:00")).allowed
+    assert not ask(view("30", cap=DENY, unpriced=True), inference=override).allowed  # so much is known to be spent
 
 
 # Any set of budgets.
@@ -450,7 +485,7 @@ def test_top_speed_counts_the_engines_of_the_tier():
 )
 def test_top_speed_has_only_what_the_budget_pays_for(match: str, fires: bool):
     """Against $18 a day: one engine at $2 is too slow, two are not."""
-    engines = "{name: a, url: 'http://a', models: [m], tier: fast}, {name: b, url: 'http://b'}"
+    engines = "{name: a, url: 'http://a', models: [m], tier: fast}, {name: b, url: 'http://b', tier: slow}"
     budgets = f"{{name: x, daily_usd: 18, match: {match}}}"
     assert (unreachable_alerts(config(budgets, engine=engines), NOON) == []) is fires
 

@@ -167,7 +167,7 @@ def test_unknown_price_is_not_zero():
     bench = Bench(of=terms(gpus="0.5", prices=(HourlyPrice(0, None, "by_name"),)))
     bench.beat(page(0))
     bench.beat(page(0))
-    assert bench.total(Kind.UNPRICED_GPU, "chat", "any") == 2.5 * NANO
+    assert bench.total(Kind.UNPRICED_GPU, "chat", "m", "fast", "any") == 2.5 * NANO
     assert not any(bench.books.totals()[Kind.SPEND].values())
 
 

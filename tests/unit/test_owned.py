@@ -179,7 +179,7 @@ async def test_an_hour_before_the_first_measurement_is_unpriced_where_no_power_i
     await rack.beat(page(0), 0)
     await rack.beat(page(0), 3600 * NANO)
     assert await rack.settled() == 0
-    assert rack.books.totals()[Kind.UNPRICED_GPU] == {("chat", "any"): 3600 * NANO}
+    assert rack.books.totals()[Kind.UNPRICED_GPU] == {("chat", "m", "fast", "any"): 3600 * NANO}
 
 
 async def test_an_hour_before_the_first_measurement_is_charged_by_the_power_that_is_assumed():

@@ -118,7 +118,7 @@ async def test_unpriced_time_in_a_window_leaves_it_without_a_cost_per_token():
     await shown.beat(page(0))
     view = await shown.beat(page(5000))
     assert view.windows["5m"].usd_per_million_output_tokens is not None
-    await shown.books.post([Entry(Account(Kind.UNPRICED_GPU, ("chat", "any")), 1, 0)])
+    await shown.books.post([Entry(Account(Kind.UNPRICED_GPU, ("chat", "m", "fast", "any")), 1, 0)])
     view = await shown.beat(page(9000))
     assert view.windows["5m"].usd_per_million_output_tokens is None
 
