@@ -18,7 +18,7 @@ from exporter.beat import Beat
 from exporter.books import Books
 from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
-from exporter.config.model import BudgetApi, Config, OnFatal, Role
+from exporter.config.model import BudgetApi, Config, Engine, OnFatal, Role
 from exporter.config.nodes import ConfigError
 from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core import cap
@@ -102,7 +102,7 @@ class App:
         if (problems or about_storage) and self._options.on_fatal is OnFatal.EXIT:
             raise UnusableError(problems + about_storage, exit_code=2)
         self._tell(problems)
-        desk = BudgetDesk(self._board, self._books, self._clock, self._tokens)
+        desk = BudgetDesk(self._board, self._books, self._clock, self._tokens, self._engines)
         app = make_app(self._board, self._guard, desk, self.reload)
         runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=_GOODBYE_SECONDS)
         await runner.setup()
@@ -117,6 +117,9 @@ class App:
             for name in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(name)
                 signal.signal(name, signal.SIG_IGN)  # told twice, it ends no worse than told once
+
+    def _engines(self) -> tuple[Engine, ...]:
+        return self._config.engines if self._config else ()
 
     def _release_gpus(self) -> None:
         released = self._beat.gpus.release() if self._beat else None

@@ -5,15 +5,41 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from exporter.config.model import Alerts, Budget, CapMode, Config, Engine, Gpu, GpuShare, GpuSource, Limits, Role, Usage
+from exporter.config.model import (
+    Alerts,
+    Budget,
+    CapMode,
+    Config,
+    Engine,
+    Gpu,
+    GpuShare,
+    GpuSource,
+    Limits,
+    Match,
+    Role,
+    Usage,
+)
 from exporter.config.nodes import parse_as, read_file
 from exporter.config.prices import DatedPrice, GpuPrice, NetworkPrice, Prices
 
 _SHORTEST_INTERVAL_SECONDS: Final = 0.1
 _SHORTEST_LIFETIME_SECONDS: Final = 86400.0
 _FEWEST_BEATS_OF_A_GAP: Final = 4  # a beat is always a moment longer than the interval
+_FEWEST_BEATS_OF_AN_AGE: Final = 3  # a cap must not lose its figure between two beats, nor by a slow or a lost one
+_CATEGORIES: Final = (
+    "api",
+    "compute",  # all that begin with it
+    "compute_busy",
+    "compute_down",
+    "compute_idle",
+    "compute_loading",
+    "compute_unobserved",
+    "network",
+    "other",
+    "storage",
+)
 
 
 def load(path: Path) -> Config:
@@ -45,7 +71,7 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
     yield from _shares(config.engines)
     yield from _gpu(config.gpu)
     yield from _prices(config)
-    yield from _budgets(config.budgets)
+    yield from _budgets(config)
     for name in ("queue_depth", "gpu_utilization", "ttft"):
         edges = getattr(config.scaling, name)
         if edges.down >= edges.up:
@@ -164,23 +190,62 @@ def _timeline(timeline: tuple[DatedPrice, ...]) -> Iterator[tuple[str, str]]:
             yield f"{path}.from", "expected instants in rising order, found one that is not later than the one before"
 
 
-def _budgets(budgets: tuple[Budget, ...]) -> Iterator[tuple[str, str]]:
-    yield from _unique("budgets", "name", [budget.name for budget in budgets])
-    for index, budget in enumerate(budgets):
-        if budget.name == "check":
-            yield (
-                f"budgets[{index}].name",
-                "expected another name, since /v1/budgets/check is the check, found 'check'",
-            )
+def _budgets(config: Config) -> Iterator[tuple[str, str]]:
+    yield from _unique("budgets", "name", [budget.name for budget in config.budgets])
+    for index, budget in enumerate(config.budgets):
+        path = f"budgets[{index}]"
+        yield from _address(f"{path}.name", budget.name)
         if budget.daily_usd is None and budget.monthly_usd is None:
-            yield f"budgets[{index}]", "expected daily_usd or monthly_usd, found neither"
-        if budget.timezone not in available_timezones():
-            yield (
-                f"budgets[{index}].timezone",
-                f"expected an IANA time zone like Europe/Berlin, found {budget.timezone!r}",
-            )
-        if budget.hard_cap and budget.cap.mode is CapMode.OFF:
-            yield f"budgets[{index}].hard_cap", "expected false while cap.mode is off, found true"
+            yield path, "expected daily_usd or monthly_usd, found neither"
+        if not _is_zone(budget.timezone):
+            yield f"{path}.timezone", f"expected an IANA time zone like Europe/Berlin, found {budget.timezone!r}"
+        yield from _cap(path, budget, config.interval)
+        yield from _match(f"{path}.match", budget.match, config)
+
+
+def _address(path: str, name: str) -> Iterator[tuple[str, str]]:
+    """A budget is overridden at an address with its name in it."""
+    if name == "check" or name.startswith("check*"):  # Envoy appends the path of `OPTIONS *`
+        yield path, f"expected another name, since /v1/budgets/check is the check, found {name!r}"
+    elif name in (".", ".."):
+        yield path, f"expected another name, since no address can hold it, found {name!r}"
+
+
+def _is_zone(name: str) -> bool:
+    if name.startswith(("posix/", "right/")):  # a system's own; by the latter a day ends some leap seconds late
+        return False
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
+
+
+def _cap(path: str, budget: Budget, interval: float) -> Iterator[tuple[str, str]]:
+    cap, least = budget.cap, _FEWEST_BEATS_OF_AN_AGE * interval
+    if cap.mode is not CapMode.OFF:
+        if round(cap.max_age - least, 6) < 0:  # 3 x 0.1 s is more than 0.3 s
+            yield f"{path}.cap.max_age", f"expected at least three beats, {least:g} s, found {cap.max_age:g} s"
+    elif budget.hard_cap:
+        yield f"{path}.hard_cap", "expected false while cap.mode is off, found true"
+
+
+def _match(path: str, match: Match, config: Config) -> Iterator[tuple[str, str]]:
+    """A name that nothing has is a slip of the pen, and makes a budget that never fills."""
+    engines = {engine.name for engine in config.engines}
+    tiers = {engine.tier for engine in config.engines if engine.tier is not None}
+    known = {"category": _CATEGORIES, "engine": engines, "tier": tiers}
+    for key, names in known.items():
+        name = getattr(match, key)
+        if name is None or name in names or (key == "tier" and _may_be_told(config)):
+            continue
+        wanted = f"one of {', '.join(sorted(names))}" if names else f"none, since no engine has a {key}"
+        yield f"{path}.{key}", f"expected {wanted}, found {name!r}"
+
+
+def _may_be_told(config: Config) -> bool:
+    """Say whether a tier may come from usage events, which name tiers that no engine has."""
+    return bool(config.prices.api.models or config.cascades)
 
 
 def warnings(config: Config) -> list[str]:
@@ -205,9 +270,18 @@ def warnings(config: Config) -> list[str]:
             "a sidecar charges no storage: it would be counted once a replica",
         ),
     }
-    return [f"{key}: {text}" for key, (applies, text) in findings.items() if applies] + _by_name(
-        config.prices, config.gpu
-    )
+    found = [f"{key}: {text}" for key, (applies, text) in findings.items() if applies]
+    return [*found, *_tiers(config), *_by_name(config.prices, config.gpu)]
+
+
+def _tiers(config: Config) -> list[str]:
+    tiers = {engine.tier for engine in config.engines} | {None}
+    text = "usage events, which may name it, are not read yet"
+    return [
+        f"budgets[{index}].match.tier: no engine has {budget.match.tier!r}, and {text}"
+        for index, budget in enumerate(config.budgets)
+        if budget.match.tier not in tiers
+    ]
 
 
 def _by_name(prices: Prices, gpu: Gpu) -> list[str]:

@@ -19,9 +19,10 @@ _NAME: Final = "body"
 
 def _nano_usd(text: str) -> int:
     usd = MONEY.parse(text)
-    if usd > _MOST_USD:
+    amount = int(nano_usd(usd))
+    if usd > _MOST_USD or (usd and not amount):  # a little must not be taken for nothing, which ends an override
         raise ValueError(text)
-    return int(nano_usd(usd))
+    return amount
 
 
 def _reason(text: str) -> str:
@@ -30,7 +31,7 @@ def _reason(text: str) -> str:
     return text
 
 
-_AMOUNT: Final = Scalar(f"an amount in US dollars from 0 to {_MOST_USD}", _nano_usd)
+_AMOUNT: Final = Scalar(f"an amount in US dollars, 0 or from 1e-9 to {_MOST_USD}", _nano_usd)
 _REASON: Final = Scalar(f"one line of at most {_LONGEST_REASON} printable characters", _reason)
 
 

@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
 from exporter.beat import Beat
 from exporter.books import Books
@@ -89,19 +91,23 @@ class Reply:
 
 @contextlib.asynccontextmanager
 async def staged(
-    *held: Budget, folder: Path | None = None, clock: FakeClock | None = None, tokens: Tokens | None = None
+    *held: Budget,
+    folder: Path | None = None,
+    clock: FakeClock | None = None,
+    tokens: Tokens | None = None,
+    models: tuple[str, ...] = ("m",),
 ) -> AsyncIterator[Stage]:
     clock = clock or FakeClock()
     ledger = Ledger.open(folder, clock) if folder else None
     books = Books(ledger)
     books.start()
-    engine = Engine(name="chat", url="http://127.0.0.1:9", models=("m",))
+    engine = Engine(name="chat", url="http://127.0.0.1:9", models=models)
     config = Config(engines=(engine,), prices=Prices(gpu=GpuPrice(usd_per_hour=Decimal(3600))), budgets=held)
     view = ConfigView(successful=True, last_success=0.0)
     now = clock.now().unix_seconds
     empty = Snapshot(at=now, version="0", role="lone", interval_seconds=0.0, accounting_start=None, config=view)
     board = Board(clock, empty, lambda: b"")
-    desk = BudgetDesk(board, books, clock, tokens or Tokens())
+    desk = BudgetDesk(board, books, clock, tokens or Tokens(), lambda: config.engines)
     app = make_app(board, Guard(), desk, never)
     try:
         async with new_session() as metering, aiohttp.ClientSession() as session, TestServer(app) as server:
@@ -258,6 +264,51 @@ async def test_a_budget_of_a_model_holds_for_who_names_it():
         assert (await stage.ask()).json["reason"] == "no budget applies"
 
 
+async def test_no_alias_of_a_model_evades_its_budget():
+    """Spend is booked under the first of an engine's names, whatever name a client asks for."""
+    async with staged(budget("1", model="m"), models=("m", "lora", "caf\u00e9")) as stage:
+        for name in ("m", "lora", "caf%C3%A9", "cafe%CC%81"):  # before the first beat as well
+            assert (await stage.ask(f"{CHECK}?model={name}")).json["budget"] == "inference"
+        await spent(stage, 5)
+        for name in ("m", "lora", "caf%C3%A9", "cafe%CC%81"):
+            assert await stage.status(f"{CHECK}?model={name}") == 402
+        assert await stage.status(x_llm_model="lora") == 402
+        for name in ("other", "LORA", ""):
+            assert await stage.status(f"{CHECK}?model={name}") == 200
+        assert len(stage.desk._answers) == 3  # m, its aliases, and what no budget knows
+
+
+async def test_an_alias_shares_the_answer_of_whom_no_budget_knows_where_its_model_has_none():
+    async with staged(budget("1", model="n"), models=("m", "lora")) as stage:
+        await spent(stage, 5)
+        for name in ("m", "lora", "other"):
+            assert (await stage.ask(f"{CHECK}?model={name}")).json["reason"] == "no budget applies"
+        assert len(stage.desk._answers) == 1
+
+
+async def test_a_budget_of_an_alias_is_met_by_who_says_it():
+    async with staged(budget("1", model="lora"), models=("m", "lora")) as stage:
+        await spent(stage, 5)
+        reply = await stage.ask(f"{CHECK}?model=lora")
+        assert (reply.status, reply.json["spent_usd"]) == (200, 0)
+        assert (await stage.ask(f"{CHECK}?model=m")).json["budget"] is None
+
+
+async def test_a_long_query_is_read_to_its_end_and_not_remembered():
+    """A gateway may append what its clients wrote."""
+    async with staged(budget("1", model="m")) as stage:
+        await spent(stage, 5)
+        before = budgets._remembered.cache_info().currsize
+        for number in range(20):
+            tail = "&".join(f"{number}x{more}" for more in range(900))
+            assert len(tail) > 4096
+            assert await stage.status(f"{CHECK}?{tail}&model=m&deny_status=403") == 403
+        assert budgets._remembered.cache_info().currsize == before
+        assert await stage.status(f"{CHECK}?deny_status=403&model=m&x=1") == 403
+        assert budgets._remembered.cache_info().currsize == before + 1
+    assert budgets._said("x=1&feature=&y&team=t&deny_status=403&z=" + "a" * 900) == ({"feature": "", "team": "t"}, 403)
+
+
 async def test_the_query_wins_and_its_first_value_counts():
     async with staged(budget("1", model="m")) as stage:
         await spent(stage, 5)
@@ -339,10 +390,26 @@ async def test_a_figure_that_is_too_old_is_not_known(on_unknown: OnUnknown, stat
         assert (await stage.ask()).json["state"] != "unknown"
 
 
-async def test_a_wall_clock_that_was_set_back_makes_no_figure_younger_than_new():
-    async with staged(budget()) as stage:
-        await spent(stage)
-        stage.clock.step_wall(-30)
+@pytest.mark.parametrize("step", [-3600, -30, 30, 600])
+async def test_a_step_of_the_wall_clock_makes_no_figure_older_or_younger(step: float):
+    async with staged(budget("1000", cap=Cap(mode=CapMode.ENFORCE, on_unknown=OnUnknown.DENY))) as stage:
+        await spent(stage, 5)
+        stage.clock.step_wall(step)
+        stage.clock.advance(2)
+        reply = await stage.ask()
+        assert (reply.status, reply.json["age_seconds"], reply.json["state"]) == (200, 2, "ok")
+        assert (await stage.ask("/v1/budgets")).json["age_seconds"] == 2
+        stage.clock.advance(119)  # the beat is dead
+        reply = await stage.ask()
+        assert (reply.status, reply.json["age_seconds"], reply.json["state"]) == (402, 121, "unknown")
+
+
+async def test_before_the_first_beat_a_wall_clock_that_was_set_back_makes_no_figure_younger_than_new(tmp_path: Path):
+    clock = FakeClock()
+    async with staged(budget("1"), folder=tmp_path, clock=clock) as stage:
+        await spent(stage, 5)
+    clock.step_wall(-30)
+    async with staged(budget("1"), folder=tmp_path, clock=clock) as stage:
         assert (await stage.ask()).json["age_seconds"] == 0
 
 
@@ -475,6 +542,18 @@ def instant(text: str) -> float:
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
+async def test_an_override_opens_a_cap_whose_spend_is_not_known():
+    async with staged(budget("1000", cap=Cap(mode=CapMode.ENFORCE, on_unknown=OnUnknown.DENY))) as stage:
+        await spent(stage, 5)
+        stage.clock.advance(200)
+        assert await stage.status() == 402
+        assert (await stage.override({"amount_usd": 500, "for": "1h"})).status == 200
+        reply = await stage.ask()
+        assert (reply.status, reply.json["state"], reply.json["denied_by"]) == (200, "unknown", [])
+        stage.clock.advance(3600)
+        assert await stage.status() == 402
+
+
 async def test_an_override_ends_with_its_time():
     async with staged(budget("1")) as stage:
         await spent(stage, 5)
@@ -534,7 +613,7 @@ async def test_the_page_and_the_list_show_budgets_and_overrides():
         assert shown["budgets"][1]["override"] is None
 
 
-NOTHING = "amount_usd: expected an amount in US dollars from 0 to 1000000000, found"
+NOTHING = "amount_usd: expected an amount in US dollars, 0 or from 1e-9 to 1000000000, found"
 EITHER = "until: expected either until or for, found"
 SOON = "expected an end within the next 31 days, found another"
 
@@ -550,6 +629,8 @@ SOON = "expected an end within the next 31 days, found another"
         ({"amount_usd": [1], "for": "1h"}, f"{NOTHING} a list"),
         ({"amount_usd": "1e10", "for": "1h"}, f"{NOTHING} '1e10'"),
         ({"amount_usd": "nan", "for": "1h"}, f"{NOTHING} 'nan'"),
+        ({"amount_usd": 1e-10, "for": "1h"}, f"{NOTHING} '1e-10'"),
+        ({"amount_usd": "0.000000000999", "for": "1h"}, f"{NOTHING} '0.000000000999'"),
         ({"amount_usd": "50 USD", "for": "1h"}, f"{NOTHING} '50 USD'"),
         ({"amount_usd": 1}, f"{EITHER} neither"),
         ({"amount_usd": 1, "for": "1h", "until": "2026-11-24"}, f"{EITHER} both"),
@@ -601,13 +682,29 @@ async def test_an_override_that_is_far_too_large_is_refused():
         assert (await stage.override({"reason": "a" * 5000})).status == 413
 
 
+@pytest.mark.parametrize(("size", "status"), [(4096, 200), (4097, 413), (2**20, 413)])
+async def test_an_override_whose_length_is_not_told_is_read_no_further_than_the_limit(size: int, status: int):
+    async def chunks() -> AsyncIterator[bytes]:
+        body = b'{"amount_usd": 1e-9, "for": "1h"}'.ljust(size)
+        for start in range(0, size, 1000):
+            yield body[start : start + 1000]
+
+    async with staged(budget("1")) as stage:
+        async with stage.session.post(stage.server.make_url(OVERRIDE), data=chunks()) as reply:
+            assert reply.status == status
+        assert [one.amount_nano_usd for one in stage.desk.overrides().values()] == [1] * (status == 200)
+
+
 async def test_a_budget_that_is_not_there_is_404_and_a_name_may_be_anything():
-    async with staged(budget("1", "a/b ü"), budget("1", "checkout"), budget("1", "check-in")) as stage:
+    names = ["a/b ü", "checkout", "check-in", "{x}", "a}b", "{name:[a]}", "%7B", "a*", ".a"]
+    async with staged(*(budget("1", name) for name in names)) as stage:
         wanted = {"amount_usd": 1, "for": "1h"}
         assert (await stage.override(wanted)).status == 404
-        for name in ("a%2Fb%20%C3%BC", "checkout", "check-in"):
-            assert (await stage.ask(f"/v1/budgets/{name}/override", "POST", wanted)).status == 200
-        assert len(stage.desk.overrides()) == 3
+        for name in names:
+            path = URL(f"{stage.server.make_url('/v1/budgets')}/{quote(name, safe='')}/override", encoded=True)
+            async with stage.session.post(path, json=wanted) as response:
+                assert response.status == 200
+        assert list(stage.desk.overrides()) == names
         assert (await stage.ask("/v1/budgets/checkout")).status == 404
         assert (await stage.ask(OVERRIDE)).status == 405
 

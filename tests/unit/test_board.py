@@ -41,6 +41,17 @@ async def test_a_fresh_page_has_everything_and_an_old_one_only_what_cannot_grow_
     assert board.page() is board.page()
 
 
+async def test_age_is_told_whatever_the_wall_clock_does():
+    clock = FakeClock()
+    board = await board_after_a_beat(clock)
+    clock.advance(2)
+    for step in (3600, -7200):
+        clock.step_wall(step)
+        assert board.age_seconds() == 2
+    board.publish(board.snapshot)
+    assert board.age_seconds() == 0
+
+
 async def test_health_ends_when_the_beat_has_been_dead_for_a_minute():
     clock = FakeClock()
     board = await board_after_a_beat(clock)

@@ -1,5 +1,6 @@
 """Good configs: what they mean, what they warn of, and the command line around them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from exporter.config.nodes import ConfigError, Reader
 from exporter.config.prices import GpuPrice, OwnedPrice, Prices
 from exporter.config.section import Section, fields
 from exporter.config.units import decimal, seconds, size_bytes
+from exporter.core.money import Category
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config.example.yml"
@@ -167,6 +169,18 @@ def test_every_key_of_a_budget_arrives() -> None:
     assert (budget.cap.mode, budget.cap.deny_status, budget.cap.max_age) == (CapMode.ENFORCE, 403, 60.0)
     assert (budget.cap.on_unknown, budget.cap.exempt_features) == (OnUnknown.DENY, ("alarm",))
     assert (budget.match.team, budget.match.engine) == ("docs", None)
+
+
+@pytest.mark.parametrize("category", [*Category, "compute"])
+def test_a_budget_may_match_each_category_and_all_of_compute(category: str) -> None:
+    config = read(LEAST + f"budgets: [{{name: all, daily_usd: 1, match: {{category: {category}}}}}]\n")
+    assert config.budgets[0].match.category == category
+
+
+@pytest.mark.parametrize(("interval", "max_age"), [("100ms", "300ms"), ("700ms", "2100ms"), ("40s", "2m")])
+def test_a_figure_may_be_as_old_as_three_beats(interval: str, max_age: str) -> None:
+    cap = f"{{max_age: {max_age}}}"
+    assert read(LEAST + f"interval: {interval}\nbudgets: [{{name: all, daily_usd: 1, cap: {cap}}}]\n").budgets
 
 
 def test_an_address_and_a_price_are_enough() -> None:
@@ -355,6 +369,7 @@ def test_a_scalar_out_of_bounds_is_refused(scalar: units.Scalar, text: str) -> N
 # Warnings
 
 SIDECAR = "role: sidecar\n"
+API = LEAST.replace("{gpu:", "{api: {models: [{model: a, input_usd_per_million: 1, output_usd_per_million: 1}]}, gpu:")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +380,24 @@ SIDECAR = "role: sidecar\n"
         (
             LEAST + "budgets: [{name: all, daily_usd: 1, match: {team: a}}]\n",
             ["budgets: a budget of a feature or a team is unknown: usage events are not read yet"],
+        ),
+        (
+            LEAST + "cascades: [{name: a, tiers: [b, c]}]\nbudgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
+            [
+                "cascades: cascades are not counted yet",
+                "budgets[0].match.tier: no engine has 'b', and usage events, which may name it, are not read yet",
+            ],
+        ),
+        (
+            API + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
+            [
+                "prices.api: API prices are not used yet",
+                "budgets[0].match.tier: no engine has 'b', and usage events, which may name it, are not read yet",
+            ],
+        ),
+        (
+            API.replace('"}]', '", tier: b}]') + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
+            ["prices.api: API prices are not used yet"],
         ),
         (LEAST + "features: {known: [a]}\n", ["features: usage events are not read yet"]),
         (LEAST + "features: {value_ratio: {a: 1}}\n", ["features: usage events are not read yet"]),
@@ -384,12 +417,7 @@ SIDECAR = "role: sidecar\n"
             LEAST.replace("{gpu:", "{api: {compare_with: {provider: a, model: b}}, gpu:"),
             ["prices.api: API prices are not used yet"],
         ),
-        (
-            LEAST.replace(
-                "{gpu:", "{api: {models: [{model: a, input_usd_per_million: 1, output_usd_per_million: 1}]}, gpu:"
-            ),
-            ["prices.api: API prices are not used yet"],
-        ),
+        (API, ["prices.api: API prices are not used yet"]),
         (LEAST.replace("{gpu:", "{storage: {weights_gb: 1, usd_per_gb_month: 1}, gpu:"), []),
         (
             SIDECAR + LEAST.replace("{gpu:", "{storage: {weights_gb: 1, usd_per_gb_month: 1}, gpu:"),
@@ -498,7 +526,7 @@ def test_the_example_is_the_defaults_but_for_its_engine_and_prices() -> None:
 # The command line
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "exporter", *map(str, arguments)],
         cwd=ROOT,
@@ -506,6 +534,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=30,
         check=False,
+        env=os.environ | environment,
     )
     assert "Traceback" not in done.stderr
     return done
@@ -516,6 +545,14 @@ def test_check_config_says_that_a_good_file_is_fine(tmp_path: Path) -> None:
     file.write_text(LEAST, encoding="utf-8")
     done = run("check-config", file)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}: fine\n", "")
+
+
+def test_a_machine_without_time_zones_of_its_own_has_ours(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    budgets = "".join(f"- {{name: {zone}, daily_usd: 1, timezone: {zone}}}\n" for zone in ("UTC", "Europe/Berlin"))
+    file.write_text(LEAST + "budgets:\n" + budgets, encoding="utf-8")
+    done = run("check-config", file, PYTHONTZPATH="")
+    assert (done.returncode, done.stdout) == (0, f"{file}: fine\n"), done.stderr
 
 
 def test_check_config_finds_nothing_to_say_of_the_example() -> None:

@@ -26,6 +26,13 @@ NAME = "a name of 1 to 128 printable characters"
 GOOD = 'engines: [{url: "http://a:8000"}]\nprices: {gpu: {usd_per_hour: 1}}\n'
 PRICES = "prices: {gpu: {usd_per_hour: 1}}\n"
 TWO = 'engines:\n- {name: a, url: "http://a:8000"}\n- {name: b, url: "http://b:8000"}\n'
+TIERS = 'engines:\n- {name: b, url: "http://b:8000", tier: slow}\n- {name: a, url: "http://a:8000", tier: fast}\n'
+NO_ZONES = ("right/UTC", "posix/UTC", "tzdata.zi", "Europe", "x" * 128, "é", "/etc")
+
+
+def budgets(*rests: str) -> str:
+    """Return budgets, each with what else it says."""
+    return "budgets:\n" + "".join(f"- {{name: b{index}, daily_usd: 1, {rest}}}\n" for index, rest in enumerate(rests))
 
 
 def gpus(*forms: str) -> str:
@@ -546,6 +553,46 @@ THRESHOLDS = (
         "a time zone that leaves its folder",
         GOOD + "budgets: [{name: all, daily_usd: 1, timezone: ../UTC}]\n",
         "config.yml:3: budgets[0].timezone: expected an IANA time zone like Europe/Berlin, found '../UTC'",
+    ),
+    bad(
+        "time zones that a system's folder has, and IANA has not",
+        GOOD + budgets(*(f"timezone: {zone}" for zone in NO_ZONES)),
+        *(
+            f"config.yml:{index + 4}: budgets[{index}].timezone: expected an IANA time zone like Europe/Berlin, "
+            f"found {zone!r}"
+            for index, zone in enumerate(NO_ZONES)
+        ),
+    ),
+    bad(
+        "an age of a figure that the beat cannot keep",
+        GOOD
+        + "interval: 5m\n"
+        + budgets("", "cap: {mode: enforce,\n  max_age: 899s}", "cap: {mode: off}", "cap: {max_age: 15m}"),
+        "config.yml:5: budgets[0].cap.max_age: expected at least three beats, 900 s, found 120 s",
+        "config.yml:7: budgets[1].cap.max_age: expected at least three beats, 900 s, found 899 s",
+    ),
+    bad(
+        "budgets that have no address",
+        GOOD
+        + "budgets:\n"
+        + "".join(f"- {{name: {name}, daily_usd: 1}}\n" for name in ("check", "check*x", ".", "..")),
+        "config.yml:4: budgets[0].name: expected another name, since /v1/budgets/check is the check, found 'check'",
+        "config.yml:5: budgets[1].name: expected another name, since /v1/budgets/check is the check, found 'check*x'",
+        "config.yml:6: budgets[2].name: expected another name, since no address can hold it, found '.'",
+        "config.yml:7: budgets[3].name: expected another name, since no address can hold it, found '..'",
+    ),
+    bad(
+        "budgets that match nothing",
+        TIERS + PRICES + budgets("match: {engine: chta}", "match: {category: compute_buzy}", "match: {tier: fsat}"),
+        "config.yml:6: budgets[0].match.engine: expected one of a, b, found 'chta'",
+        "config.yml:7: budgets[1].match.category: expected one of api, compute, compute_busy, compute_down, "
+        "compute_idle, compute_loading, compute_unobserved, network, other, storage, found 'compute_buzy'",
+        "config.yml:8: budgets[2].match.tier: expected one of fast, slow, found 'fsat'",
+    ),
+    bad(
+        "a budget of a tier where there is none",
+        GOOD + budgets("match: {tier: fast}"),
+        "config.yml:4: budgets[0].match.tier: expected none, since no engine has a tier, found 'fast'",
     ),
     bad(
         "a hard cap that is off",
