@@ -11,15 +11,17 @@ import aiohttp
 from exporter import __version__
 from exporter.books import Books
 from exporter.clock import NANOSECONDS, Clock, Instant
-from exporter.config.model import Config, Engine
-from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost, denial_accounts
+from exporter.config.model import Config, Engine, Role
+from exporter.core.attribution import showback_accounts, usage_accounts
+from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
+from exporter.core.cap import denial_accounts
 from exporter.core.meter import EngineMeter, Terms, spend_account
 from exporter.core.money import Account, Category, Entry, Kind
 from exporter.core.periods import KEPT_QUARTERS, QUARTER, cuts
 from exporter.core.prices import Interval
 from exporter.core.readings import EngineReading
 from exporter.core.scaling import min_replicas
-from exporter.core.snapshot import MISSED_BEATS, ConfigView, Snapshot, SourceView
+from exporter.core.snapshot import MISSED_BEATS, ConfigView, ShowbackView, Snapshot, SourceView
 from exporter.core.standing import by_category, charges, standing_costs
 from exporter.core.view import EngineFacts, engine_view
 from exporter.resume import Resume
@@ -80,6 +82,7 @@ class Beat:
         self.config = config
         self.gpus.adopt(config)
         self._network.adopt(config.prices.network)
+        self._books.settle_by(config.usage.settle if config.role is Role.LONE else None)
         self._books.hold(config.budgets)
         self._standing = standing_costs(config)
         self._terms = {engine.name: self.gpus.priced(terms_of(config, engine), None) for engine in config.engines}
@@ -105,7 +108,19 @@ class Beat:
     async def once(self) -> None:
         """Make one beat: by the plan that held since the last one, then adopt the next plan if there is one."""
         now = self._clock.now()
-        interval = await self._charged(self._interval(now))
+        await self._charge(await self._charged(self._interval(now)))
+        if self._next is not None:
+            adopted, self._next = self._next, None
+            await self._replace(adopted)
+        await self._open_accounts()
+        await self._close(now)
+        self._resume.leave(now, self._meters, self._terms, self.gpus.state(now))
+        await self._books.settled(min(self.config.interval * _SHARE_FOR_A_COMMIT, _LONGEST_FOR_A_COMMIT_SECONDS))
+        self.last = now
+        self._publish(self._snapshot(now))
+
+    async def _charge(self, interval: Interval | None) -> None:
+        """Read everything, and book what the interval since the last beat cost and what was done in it."""
         if self.last is None:
             await self._books.post(self._never_booked(interval))
         names, standing_accounts = list(self._terms), self._standing_accounts()
@@ -120,22 +135,29 @@ class Beat:
         if interval is not None:
             await self._books.post(charges(self._standing, interval, standing_accounts))
             await self._books.post(self._network.charges(interval.start, network_accounts))
-        if self._next is not None:
-            adopted, self._next = self._next, None
-            await self._replace(adopted)
+
+    async def _open_accounts(self) -> None:
+        """Let all counters that are known to come begin at 0."""
         await self._books.post(Entry(account, 0, 0) for account in self._standing_accounts().values())
         await self._books.post(self._network.opened(self._network_accounts()))
         await self._books.post(Entry(account, 0, 0) for account in denial_accounts(self.config.budgets))
+        await self._books.post(Entry(account, 0, 0) for account in usage_accounts(self.config))
+        for name, terms in self._terms.items():
+            meter = self._meters[name]
+            await self._books.post(meter.opened(terms))
+            if meter.answered and terms.engine.gpus_charged and self.config.role is Role.LONE:
+                features = self.config.features.known
+                accounts = showback_accounts(name, meter.model, terms.engine.tier or "", features)
+                await self._books.post(Entry(account, 0, 0) for account in accounts)
+
+    async def _close(self, now: Instant) -> None:
+        """Settle what has waited long enough, and remember how everything stands for the windows to come."""
+        await self._books.settle(now.wall // NANOSECONDS)
         for name in self._terms:
-            await self._books.post(self._meters[name].opened(self._terms[name]))
             self._meters[name].remember(now.monotonic)
             self._books.windows(name).record(now.monotonic, self._books.engine_totals(name))
         for meter in self._books.budgets.values():
             meter.record(now)
-        self._resume.leave(now, self._meters, self._terms, self.gpus.state(now))
-        await self._books.settled(min(self.config.interval * _SHARE_FOR_A_COMMIT, _LONGEST_FOR_A_COMMIT_SECONDS))
-        self.last = now
-        self._publish(self._snapshot(now))
 
     def _interval(self, now: Instant) -> Interval | None:
         if self.last is None:
@@ -197,7 +219,22 @@ class Beat:
             sources=tuple(self._source_views()),
             totals=self._books.totals(),
             budgets=self._budgets(now),
+            showback=self._showback(now),
             ledger=self._books.ledger(),
+        )
+
+    def _showback(self, now: Instant) -> ShowbackView:
+        if self.config.role is not Role.LONE:
+            return ShowbackView()
+        showback = self._books.showback
+        return ShowbackView(
+            pending={
+                engine: pending
+                for engine, pending in showback.pending_nano_usd().items()
+                if pending or engine in self._terms
+            },
+            coverage=showback.coverage(now.wall // NANOSECONDS),
+            value_ratios={name: float(ratio) for name, ratio in self.config.features.value_ratio.items()},
         )
 
     def _budgets(self, now: Instant) -> tuple[BudgetView, ...]:

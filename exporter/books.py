@@ -7,7 +7,7 @@ while windows and budgets go by what is posted.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from fractions import Fraction
@@ -17,17 +17,20 @@ from typing import Final
 import msgspec
 
 from exporter.config.model import Budget
+from exporter.core.attribution import Slot
 from exporter.core.budgets import BudgetMeter
 from exporter.core.cap import Override
 from exporter.core.money import NANO, Account, Entry, Kind
-from exporter.core.periods import QUARTER, Quarters, merged
+from exporter.core.periods import KEPT_QUARTERS, QUARTER, Quarters, merged
 from exporter.core.snapshot import LedgerView
 from exporter.core.windows import EngineTotals, EngineWindows
-from exporter.ledger import Change, Ledger, Sample, Saved
+from exporter.ledger import Batch, Change, Ledger, Sample, Saved, Verdict
+from exporter.showback import Showback
 
 _ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
 _UNOBSERVED: Final = Account(Kind.UNOBSERVED, ())
 BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNOBSERVED)  # what budgets look at
+LAST_BEAT: Final = "last_beat"  # in meta, Unix nanoseconds: all standing costs before it are booked
 _OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger keeps about it
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
 
@@ -49,6 +52,8 @@ class Books:
         self._commit_seen = asyncio.Event()
         self._committed_number = 0
         self.awaits_ledger = False  # what was spent is not known yet
+        self._now = 0  # Unix seconds, of the last beat
+        self._settle_seconds: float | None = None  # None: another exporter does showback for us
         self._early: dict[Account, Entry] = {}  # posted meanwhile
         self.budgets: dict[str, BudgetMeter] = {}
         self._begin(ledger.saved if ledger else Saved())
@@ -71,18 +76,19 @@ class Books:
     def _begin(self, saved: Saved) -> None:
         """Begin with what an earlier process left."""
         self.states, self.samples, self.meta = saved.states, saved.samples, saved.meta
-        self._posted: dict[Account, int] = dict(saved.totals)
+        self._posted: dict[Account, int] = {}
         self._rests: dict[Account, Fraction] = dict(saved.rests)  # less than one unit, waiting in its account
         self._shown: dict[Kind, dict[tuple[str, ...], int]] = {kind: {} for kind in Kind}
         self._by_engine: dict[tuple[Kind, str], int] = {}
         for account, amount in saved.totals.items():
             self._shown[account.kind][account.labels] = amount
-            self._add_to_engine(account, amount)
+            self._count(account, amount)
         self._quarters = _quarters(saved)
         self._windows: dict[str, EngineWindows] = {}
         self._totals_waiting: dict[Account, int] = {}
         self._buckets_waiting: dict[tuple[Account, int], int] = {}
         self._uncommitted_spend = 0
+        self.showback = Showback(saved, self._settle_seconds or 0, instant(saved.meta.get(LAST_BEAT)))
         self.overrides = _overrides(saved.meta)  # the latest of each budget, whether it still counts or not
 
     async def post(self, entries: Iterable[Entry]) -> None:
@@ -104,19 +110,38 @@ class Books:
     def _apply(self, account: Account, amount: Fraction | int, at: int) -> None:
         if not amount and account in self._posted:
             return
-        owed = amount + self._rests.get(account, 0)
-        whole = int(owed)
-        self._rests[account] = Fraction(owed - whole).limit_denominator(_FINEST)
-        self._posted[account] = self._posted.get(account, 0) + whole
-        self._add_to_engine(account, whole)
-        if account.kind in BY_QUARTER:
-            self._quarters.setdefault(account, Quarters()).add(whole, at)
-        for meter in self.budgets.values():
-            meter.book(account, whole, at)
+        whole = self._whole(account, amount)
+        self._count(account, whole)
+        self._look(account, whole, at)
+        if self._settle_seconds is not None:
+            self.showback.pend(account, whole, at)
         if self._ledger is None:
             self._show(account, whole)
         else:
             self._wait(account, whole, at)
+
+    def _whole(self, account: Account, amount: Fraction | int) -> int:
+        """Return the whole units of an amount and of what waited in its account, where the rest waits."""
+        if isinstance(amount, int) and account not in self._rests:
+            return amount
+        owed = amount + self._rests.get(account, 0)
+        whole = int(owed)
+        self._rests[account] = Fraction(owed - whole).limit_denominator(_FINEST)
+        return whole
+
+    def _count(self, account: Account, amount: int) -> None:
+        self._posted[account] = self._posted.get(account, 0) + amount
+        engine = _engine_of(account)
+        if engine is not None:
+            key = (account.kind, engine)
+            self._by_engine[key] = self._by_engine.get(key, 0) + amount
+
+    def _look(self, account: Account, amount: int, at: int) -> None:
+        """Let budgets see what was booked at an instant (Unix nanoseconds)."""
+        if account.kind in BY_QUARTER:
+            self._quarters.setdefault(account, Quarters()).add(amount, at)
+        for meter in self.budgets.values():
+            meter.book(account, amount, at)
 
     def _wait(self, account: Account, amount: int, at: int) -> None:
         self._totals_waiting[account] = self._totals_waiting.get(account, 0) + amount
@@ -128,12 +153,7 @@ class Books:
     def _show(self, account: Account, amount: int) -> None:
         shown = self._shown[account.kind]
         shown[account.labels] = shown.get(account.labels, 0) + amount
-
-    def _add_to_engine(self, account: Account, amount: int) -> None:
-        engine = _engine_of(account)
-        if engine is not None:
-            key = (account.kind, engine)
-            self._by_engine[key] = self._by_engine.get(key, 0) + amount
+        self.showback.show(account, amount)
 
     def flush(self, states: Mapping[str, bytes | None], samples: Sequence[Sample], meta: Mapping[str, str]) -> None:
         """Hand all that was posted since the last time to the ledger, together with what must agree with it."""
@@ -141,8 +161,17 @@ class Books:
             return
         totals, self._totals_waiting = self._totals_waiting, {}
         buckets, self._buckets_waiting = self._buckets_waiting, {}
-        rests = {account: self._rests[account] for account in totals}
-        change = Change(totals=totals, rests=rests, buckets=buckets, states=states, samples=samples, meta=meta)
+        settling = self.showback.handed_over()
+        change = Change(
+            totals=totals,
+            rests={account: self._rests[account] for account in totals if account in self._rests},
+            buckets=buckets,
+            pending=settling.pending,
+            closed=settling.closed,
+            states=states,
+            samples=(*samples, *settling.samples),
+            meta=meta,
+        )
         self._commit_seen.clear()
         self._ledger.submit(change)
 
@@ -151,6 +180,33 @@ class Books:
         if self._ledger is not None:
             loop = asyncio.get_running_loop()
             self._ledger.start(lambda change, number: _call_soon(loop, partial(self._committed, change, number)))
+
+    async def settle(self, now: int) -> None:
+        """Close the slots that have waited long enough at a Unix second, and book what each feature pays."""
+        self._now = now
+        if self._settle_seconds is not None:
+            await self.post(self.showback.close(now))
+
+    async def deliver(self, batch: Batch, slots: Collection[Slot]) -> Verdict:
+        """Write a batch, then book what of it is new; `slots` are those that it claims: they stay open meanwhile."""
+        if self._ledger is None:
+            return Verdict(problem="there is no ledger yet")
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[Verdict] = loop.create_future()
+        self.showback.settling.hold(slots)
+        self._ledger.deliver(batch, lambda verdict: _call_soon(loop, partial(self._delivered, verdict, slots, told)))
+        return await told
+
+    def _delivered(self, verdict: Verdict, slots: Collection[Slot], told: asyncio.Future[Verdict]) -> None:
+        self.showback.settling.release(slots)
+        self.showback.take(verdict.change)
+        for account, amount in verdict.change.totals.items():
+            self._count(account, amount)
+            self._show(account, amount)
+        for (account, start), amount in verdict.change.buckets.items():
+            self._look(account, amount, start * NANO)
+        if not told.done():  # nobody may wait any more
+            told.set_result(verdict)
 
     async def settled(self, seconds: float) -> None:
         """Wait until what was flushed is on the disk, but no longer than this."""
@@ -190,7 +246,7 @@ class Books:
     def ledger(self) -> LedgerView | None:
         """Say how writing goes, None without a ledger."""
         ledger = self._ledger
-        if ledger is None:
+        if ledger is None or not ledger.is_durable:
             return None
         return LedgerView(
             uncommitted=self._uncommitted_spend,
@@ -219,6 +275,19 @@ class Books:
         """Return the windows of one engine, empty ones for an engine not seen before."""
         return self._windows.setdefault(engine, EngineWindows())
 
+    def settle_by(self, seconds: float | None) -> None:
+        """Wait so long for events of a slot from now on; None where showback is done elsewhere."""
+        self._settle_seconds = seconds
+        if seconds is not None:
+            self.showback.settling.adopt(seconds)
+
+    def seen_models(self) -> dict[str, set[str]]:
+        """Return by engine the names of the models that its page has ever named."""
+        seen: dict[str, set[str]] = {}
+        for engine, model, _ in self._shown[Kind.OUTPUT_TOKENS].keys() | self._shown[Kind.PROMPT_TOKENS].keys():
+            seen.setdefault(engine, set()).add(model)
+        return seen
+
     def hold(self, budgets: Iterable[Budget]) -> None:
         """Hold these budgets from now on; one that holds the same accounts as before goes on."""
         held = {}
@@ -235,11 +304,30 @@ class Books:
         meter = BudgetMeter(budget)
         spent = merged(quarters for account, quarters in self._quarters.items() if meter.matches(account))
         unpriced = merged(quarters for account, quarters in self._quarters.items() if meter.lacks(account))
+        if meter.is_attributed:
+            spent = merged(self._past([account for account in self._posted if meter.matches(account)]))
         return BudgetMeter(budget, spent=spent, unpriced=unpriced)
+
+    def _past(self, accounts: Collection[Account]) -> Iterator[Quarters]:
+        """Yield what was booked in accounts whose quarter-hours are not kept in memory.
+
+        What the ledger does not have yet, or has and we were not told yet, belongs to the last moments.
+        """
+        found = self._ledger.past(accounts, KEPT_QUARTERS * QUARTER) if self._ledger else {}
+        for account in accounts:
+            total, amounts = found.get(account, (0, {}))
+            quarters = Quarters(amounts, total - sum(amounts.values()))
+            quarters.add(self._posted[account] - total, self._now * NANO)
+            yield quarters
 
     def unobserved(self) -> Quarters:
         """Return the nanoseconds that nobody saw and nothing was booked for."""
         return self._quarters.get(_UNOBSERVED) or Quarters()
+
+
+def instant(text: str | None) -> int | None:
+    """Return Unix nanoseconds as `meta` has them; None where it has none, or a damaged one."""
+    return int(text) if text and text.isdecimal() else None
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

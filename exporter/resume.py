@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from exporter.books import Books
+from exporter.books import LAST_BEAT, Books, instant
 from exporter.clock import NANOSECONDS, Instant
 from exporter.config.model import Budget
 from exporter.core.meter import EngineMeter, MeterState, Terms
@@ -18,7 +18,6 @@ from exporter.core.windows import EngineTotals
 from exporter.ledger import Sample
 
 _ENGINE, _PEAK, _BUDGET, _GPUS = "engine:", "peak:", "budget:", "gpus"
-LAST_BEAT: Final = "last_beat"  # Unix nanoseconds: all standing costs before it are booked
 _ACCOUNTING_START: Final = "accounting_start"  # Unix nanoseconds
 _MINUTE: Final = 60
 _PEAK_SECONDS: Final = 300
@@ -118,11 +117,6 @@ class Resume:
                 yield _PEAK + name, slot, (round(peak * _MILLI),)
         for meter in self._books.budgets.values():
             yield _budget_series(meter.budget), second, (meter.total,)
-
-
-def instant(text: str | None) -> int | None:
-    """Return Unix nanoseconds as `meta` has them; None where it has none, or a damaged one."""
-    return int(text) if text and text.isdecimal() else None
 
 
 def _budget_series(budget: Budget) -> str:

@@ -18,7 +18,7 @@ _RETRY_SECONDS: Final = 2.0
 
 
 class Storage:
-    """Gives the books their ledger, if a folder is named for one."""
+    """Gives the books their ledger: of a folder or, where none is named, one that ends with us."""
 
     def __init__(self, folder: Path | None, books: Books, clock: Clock) -> None:
         self._folder, self._books, self._clock = folder, books, clock
@@ -26,10 +26,7 @@ class Storage:
         self._failures = 0
         self._problem: str | None = None
         self.is_open = asyncio.Event()  # what was stored is known, and can be gone on with
-        if folder is None:
-            self.is_open.set()
-        else:
-            books.await_ledger()
+        books.await_ledger()
 
     def view(self) -> LedgerView | None:
         """Say how writing goes; None without a ledger."""
@@ -39,10 +36,11 @@ class Storage:
 
     async def open(self) -> list[str]:
         """Try to open the ledger; returns why that cannot be done."""
-        if self._folder is None:
-            return []
         try:
-            self._ledger = await asyncio.to_thread(open_ledger, self._folder, self._clock)
+            if self._folder is None:
+                self._ledger = Ledger.in_memory(self._clock)
+            else:
+                self._ledger = await asyncio.to_thread(open_ledger, self._folder, self._clock)
         except LedgerError as error:
             self._failures += 1
             self._problem = str(error)
@@ -71,8 +69,9 @@ class Storage:
 
     async def close(self, seconds: float) -> None:
         """Write what waits, and let go."""
-        if self._ledger is not None and not await asyncio.to_thread(self._ledger.close, seconds):
-            log.error("the ledger could not be written whole: %s", self._ledger.problem or "it took too long")
+        ledger = self._ledger
+        if ledger is not None and not await asyncio.to_thread(ledger.close, seconds) and ledger.is_durable:
+            log.error("the ledger could not be written whole: %s", ledger.problem or "it took too long")
 
 
 def open_ledger(folder: Path, clock: Clock) -> Ledger:

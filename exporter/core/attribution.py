@@ -5,14 +5,18 @@ minutes after its end, since the event of a request comes after its work. What i
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, NamedTuple
 
+from exporter.config.model import Config, Role
 from exporter.core.money import NANO, Account, Category, Entry, Kind, divided
 from exporter.core.periods import QUARTER
 
 UNATTRIBUTED: Final = "unattributed"
+OTHER: Final = "other"  # whatever has no label of its own
+RESULTS: Final = ("accepted", "late", "duplicate", "conflict", "rejected")
 _LONGEST_SLOT_SECONDS: Final = 300
 _OUTPUT_WEIGHT: Final = 5  # of an output token against 2 of a prompt token, where the engine does not measure
 _PROMPT_WEIGHT: Final = 2
@@ -83,6 +87,29 @@ def pending_item(account: Account) -> tuple[str, Item] | None:
     return None if name is None else (account.labels[0], (name,))
 
 
+def usage_accounts(config: Config) -> Iterator[Account]:
+    """Yield all accounts that usage events are known to come to."""
+    if config.role is not Role.LONE:
+        return
+    yield from (Account(Kind.USAGE_EVENTS, (result,)) for result in RESULTS)
+    yield Account(Kind.UNPRICED_TOKENS, (OTHER,))
+    yield Account(Kind.OVERFLOW_EVENTS, ())
+    for cascade in config.cascades:
+        yield from (Account(Kind.CASCADE_REQUESTS, (cascade.name, tier)) for tier in cascade.tiers)
+        for edge in pairwise(cascade.tiers):
+            yield Account(Kind.ESCALATIONS, (cascade.name, *edge))
+            yield Account(Kind.ESCALATION_SPEND, (cascade.name, *edge))
+
+
+def showback_accounts(engine: str, model: str, tier: str, features: Iterable[str]) -> Iterator[Account]:
+    """Yield the accounts of an engine that answers: of what nobody claims, and of features that are known to come."""
+    yield Account(Kind.ATTRIBUTED, (UNATTRIBUTED, "", engine, model, tier))
+    for feature in features:
+        yield Account(Kind.ATTRIBUTED, (feature, "", engine, model, tier))
+        for kind in (Kind.FEATURE_REQUESTS, Kind.FEATURE_PROMPT_TOKENS, Kind.FEATURE_OUTPUT_TOKENS):
+            yield Account(kind, (feature, "", model, tier))
+
+
 def weights(counted: Claim, prefill_ns: int, decode_ns: int) -> Weights:
     """Return what tokens weigh in a slot.
 
@@ -134,9 +161,10 @@ class Closed(NamedTuple):
 class Settling:
     """All open slots: what is pending in each, and what is claimed of it."""
 
-    def __init__(self, settle_seconds: float) -> None:
+    def __init__(self, settle_seconds: float, now: int | None = None) -> None:
+        """Begin at the Unix second at which slots were last closed, None where none ever was."""
         self._open: dict[Slot, _Open] = {}
-        self._now = 0
+        self._now = now
         self.adopt(settle_seconds)
 
     def adopt(self, settle_seconds: float) -> None:
@@ -155,7 +183,7 @@ class Settling:
     def place(self, engine: str, second: int) -> tuple[Slot, bool]:
         """Return the slot for what happened at a Unix second, and whether that is another than its own: it is late."""
         slot = Slot(engine, second // self._seconds * self._seconds, self._seconds)
-        if not self._is_over(slot):
+        if self._now is None or not self._is_over(slot, self._now):
             return slot, False
         return Slot(engine, self._now // self._seconds * self._seconds, self._seconds), True
 
@@ -181,7 +209,8 @@ class Settling:
     def close(self, now: int) -> list[Closed]:
         """Settle every slot that has waited long enough at a Unix second, the oldest first."""
         self._now = now
-        due = sorted((slot for slot, one in self._open.items() if self._is_over(slot) and not one.held), key=_by_start)
+        due = [slot for slot, one in self._open.items() if self._is_over(slot, now) and not one.held]
+        due.sort(key=_by_start)
         return [_settled(slot, self._open.pop(slot)) for slot in due]
 
     def pending_nano_usd(self) -> dict[str, int]:
@@ -193,9 +222,13 @@ class Settling:
                     found[slot.engine] = found.get(slot.engine, 0) + amount
         return found
 
-    def _is_over(self, slot: Slot) -> bool:
+    def settled_until(self, now: int) -> int:
+        """Return the end of the newest slot that has waited long enough at a Unix second."""
+        return int(now - self._settle) // self._seconds * self._seconds
+
+    def _is_over(self, slot: Slot, now: int) -> bool:
         """Tell whether nothing is waited for any more; a slot far ahead was opened before the clock was set back."""
-        return slot.end + self._settle <= self._now or slot.start > self._now + slot.seconds + _AHEAD_SECONDS
+        return slot.end + self._settle <= now or slot.start > now + slot.seconds + _AHEAD_SECONDS
 
 
 def _by_start(slot: Slot) -> tuple[int, Slot]:

@@ -158,13 +158,20 @@ class BudgetMeter:
         self._zone = ZoneInfo(budget.timezone)
 
     @property
+    def is_attributed(self) -> bool:
+        """Whether it holds a part of showback."""
+        return _is_attributed(self.budget)
+
+    @property
     def total(self) -> int:
         """All that has ever been spent; what `restore` wants back, with its time."""
         return self._spent.total
 
     def matches(self, account: Account) -> bool:
-        """Say whether an account's money counts; the bill names no feature and no team."""
-        return account.kind is Kind.SPEND and not _is_attributed(self.budget) and _holds(self.budget.match, account)
+        """Say whether an account's money counts: of the bill or, where a feature or team is named, of showback."""
+        if self.is_attributed:
+            return account.kind is Kind.ATTRIBUTED and _is_part(self.budget.match, account)
+        return account.kind is Kind.SPEND and _holds(self.budget.match, account)
 
     def lacks(self, account: Account) -> bool:
         """Say whether an account counts GPU time whose money would count, had it a price."""
@@ -219,7 +226,7 @@ class BudgetMeter:
             history_complete_ratio=_history_complete_ratio(period, now.wall, facts),
             unpriced=unpriced,
         )
-        if facts.awaits_ledger or _is_attributed(self.budget) or (unpriced and not spent):
+        if facts.awaits_ledger or (unpriced and not spent):
             return blank
         state = state_of(self.budget, spent, limit, unpriced=unpriced)
         return replace(
@@ -233,7 +240,7 @@ class BudgetMeter:
             warned=tuple(float(ratio) for ratio in _warn_ratios(self.budget) if spent >= Fraction(ratio) * limit),
             capped=None if state is State.UNKNOWN else state is State.OVER and cap_mode(self.budget) is CapMode.ENFORCE,
             overshoot_bound=overshoot_bound(left, engines),
-            max_affordable_replicas=max_affordable_replicas(limit - spent, left, engines),
+            max_affordable_replicas={} if self.is_attributed else max_affordable_replicas(limit - spent, left, engines),
         )
 
     def _rate(self, now: Instant, window: int, least: int = 1) -> Fraction | None:
@@ -306,12 +313,6 @@ def max_affordable_replicas(money: int, left: int, engines: Sequence[EngineCost]
     return found
 
 
-def denial_accounts(budgets: Iterable[Budget]) -> list[Account]:
-    """Return the accounts in which denials of these budgets are counted; a cap that is off has none."""
-    modes = [(budget.name, cap_mode(budget)) for budget in budgets]
-    return [Account(Kind.BUDGET_DENIED, (name, mode)) for name, mode in modes if mode is not CapMode.OFF]
-
-
 def cap_mode(budget: Budget) -> CapMode:
     """Return what happens at the limit; `hard_cap` means enforce."""
     return CapMode.ENFORCE if budget.hard_cap else budget.cap.mode
@@ -374,6 +375,15 @@ def _holds(match: Match, account: Account) -> bool:
     is_of_category = match.category in (None, category) or category.startswith(f"{match.category}_")
     wanted = (match.engine, match.model, match.tier)
     return is_of_category and all(key in (None, label) for key, label in zip(wanted, others, strict=True))
+
+
+def _is_part(match: Match, account: Account) -> bool:
+    """Say whether an account of showback has each key given; without an engine it is API spend, else busy compute."""
+    feature, team, engine, model, tier = account.labels
+    category = Category.COMPUTE_BUSY if engine else Category.API
+    wanted = (match.feature, feature), (match.team, team)
+    is_theirs = all(key in (None, label) for key, label in wanted)
+    return is_theirs and _holds(match, Account(Kind.SPEND, (category, engine, model, tier)))
 
 
 def _is_known(period: Period, facts: BudgetFacts) -> bool:

@@ -26,7 +26,7 @@ from exporter.core.budgets import (
     own_part,
     state_of,
 )
-from exporter.core.money import NANO, Category
+from exporter.core.money import NANO, Account, Category, Kind
 from exporter.core.periods import Period
 from exporter.core.prices import gpu_timeline
 from exporter.core.scaling import min_replicas
@@ -163,6 +163,12 @@ def decide(
         answer = replace(_answer(told, denied), allowed=False, status=told.budget.cap.deny_status)
         return replace(answer, retry_after_seconds=told.retry_after)
     return _answer(max(denials or figures, key=lambda figure: figure.concern), denied)
+
+
+def denial_accounts(budgets: Iterable[Budget]) -> list[Account]:
+    """Return the accounts in which denials of these budgets are counted; a cap that is off has none."""
+    modes = [(budget.name, cap_mode(budget)) for budget in budgets]
+    return [Account(Kind.BUDGET_DENIED, (name, mode)) for name, mode in modes if mode is not CapMode.OFF]
 
 
 def applies(match: Match, asked: Asked) -> bool:

@@ -30,6 +30,7 @@ _TOKENS: Final = {
     Counted.CACHED_PROMPT_TOKENS: Kind.CACHED_PROMPT_TOKENS,
     Counted.OUTPUT_TOKENS: Kind.OUTPUT_TOKENS,
 }
+_TIMES: Final = {Counted.PREFILL_TIME: Kind.PREFILL_TIME, Counted.DECODE_TIME: Kind.DECODE_TIME}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +258,8 @@ class EngineMeter:
             model = series.model or self.model
             if series.counted in _TOKENS:
                 yield Entry(Account(_TOKENS[series.counted], (name, model, tier)), moved, at)
+            elif series.counted in _TIMES:
+                yield Entry(Account(_TIMES[series.counted], (name,)), moved, at)
             elif series.counted is Counted.REQUESTS:
                 yield Entry(Account(Kind.REQUESTS, (name, model, series.outcome)), moved, at)
         for histogram, buckets in movement.ttft.items():

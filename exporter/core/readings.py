@@ -14,6 +14,8 @@ class Counted(StrEnum):
     OUTPUT_TOKENS = "output_tokens"
     REQUESTS = "requests"
     HTTP_REQUESTS = "http_requests"  # replies with a 2xx status on the routes that generate
+    PREFILL_TIME = "prefill_time"  # nanoseconds that finished requests spent on their prompts, all together
+    DECODE_TIME = "decode_time"  # likewise on their output
 
 
 class Series(NamedTuple):

@@ -108,6 +108,18 @@ class LedgerView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShowbackView:
+    """What is open of showback: nano-dollars that wait by engine, and how well events cover each engine and window.
+
+    `value_ratios` are the operator's estimates of each feature's share of user value.
+    """
+
+    pending: Mapping[str, int] = field(default_factory=dict)
+    coverage: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    value_ratios: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything after one beat.
 
@@ -125,5 +137,6 @@ class Snapshot:
     gpus: GpusView = GpusView()
     sources: tuple[SourceView, ...] = ()
     budgets: tuple[BudgetView, ...] = ()
+    showback: ShowbackView = ShowbackView()
     ledger: LedgerView | None = None
     totals: Mapping[Kind, Mapping[tuple[str, ...], int]] = field(default_factory=dict)

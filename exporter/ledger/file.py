@@ -75,6 +75,14 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def in_memory() -> sqlite3.Connection:
+    """Open a ledger that ends with us."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA max_page_count = {schema.MAX_PAGES_IN_MEMORY}")
+    schema.migrate(connection)
+    return connection
+
+
 def connect_read_only(folder: Path) -> sqlite3.Connection:
     """Open the ledger of a folder for reading, also while an exporter writes it; the caller closes it.
 

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Final
 
@@ -45,6 +45,29 @@ def read(connection: sqlite3.Connection, wanted: Wanted = EVERYTHING) -> Saved:
             samples=tuple((series, at, tuple(json.loads(values))) for series, at, values in samples),
             meta=dict(connection.execute("SELECT name, text FROM meta WHERE name NOT GLOB 'ids_*'")),
         )
+
+
+def past(connection: sqlite3.Connection, ids: Collection[int], back: int) -> dict[int, tuple[int, dict[int, int]]]:
+    """Return by account its total, and its buckets that start within `back` seconds of the newest of all buckets.
+
+    Raises:
+        sqlite3.Error: they cannot be read.
+    """
+    wanted = json.dumps(list(ids))
+    with connection:
+        connection.execute("BEGIN")
+        totals = connection.execute(
+            "SELECT id, amount FROM accounts WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
+        )
+        found: dict[int, tuple[int, dict[int, int]]] = {number: (amount, {}) for number, amount in totals}
+        buckets = connection.execute(
+            "SELECT account, start, amount FROM buckets WHERE start >= (SELECT max(start) FROM buckets) - ? "
+            "AND account IN (SELECT value FROM json_each(?))",
+            (back, wanted),
+        )
+        for number, start, amount in buckets:
+            found[number][1][start] = amount
+    return found
 
 
 def _buckets(connection: sqlite3.Connection, wanted: Wanted) -> Iterator[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ log = logging.getLogger(__name__)
 PAGE_BYTES: Final = 4096
 MAX_BYTES: Final = 2**30
 MAX_PAGES: Final = MAX_BYTES // PAGE_BYTES
+MAX_PAGES_IN_MEMORY: Final = 2**26 // PAGE_BYTES
 
 # One item a version, each from the one before it. What was released is never edited, only added to.
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -51,15 +52,15 @@ def version(connection: sqlite3.Connection) -> int:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring a database to the newest version, one transaction a version."""
-    for number, statements in enumerate(MIGRATIONS, start=1):
-        if number <= version(connection):
-            continue
+    found = version(connection)
+    for number, statements in enumerate(MIGRATIONS[found:], start=found + 1):
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             for statement in statements:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")
-        log.info("the ledger's schema is now version %d", number)
+        if found:
+            log.info("the ledger's schema is now version %d", number)
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> int:

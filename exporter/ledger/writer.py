@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from exporter.ledger.errors import CorruptError, LedgerError, in_words, words
 log = logging.getLogger(__name__)
 
 _LEAST_PAUSE_SECONDS: Final = 1.0
+_TOO_MANY_KEYS: Final = "the ledger is full of the keys of two days' deliveries: it takes no more before midnight UTC"
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
 
@@ -40,10 +41,13 @@ class _Work(NamedTuple):
 class Ledger:
     """A ledger open for writing. What has no underscore may be read from any thread."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: IO[str], path: Path, clock: Clock, saved: Saved) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, lock: IO[str] | None, path: Path, clock: Clock, saved: Saved
+    ) -> None:
         self._connection, self._lock, self._path, self._clock = connection, lock, path, clock
         self._ids = rows.account_ids(connection)
-        self._files = {name: file.identity(name) for name in file.watched(path)}
+        self._files = {name: file.identity(name) for name in file.watched(path)} if lock else {}
+        self._using = threading.Lock()  # the connection, for a transaction
         self._changed = threading.Condition()  # guards the next five
         self._waiting: Pile | None = None
         self._deliveries: list[_Delivery] = []
@@ -84,6 +88,31 @@ class Ledger:
             held.pop_all()
         ledger.set_aside = set_aside
         return ledger
+
+    @classmethod
+    def in_memory(cls, clock: Clock) -> "Ledger":
+        """Make a ledger that ends with us, for whoever names no folder."""
+        return cls(file.in_memory(), None, Path("(memory)"), clock, Saved())
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether it outlives us."""
+        return self._lock is not None
+
+    def past(self, accounts: Collection[Account], back: int) -> dict[Account, tuple[int, dict[int, int]]]:
+        """Return the total of accounts, and their buckets within `back` seconds of the newest; blocks while it reads.
+
+        Raises:
+            LedgerError: they cannot be read.
+        """
+        ids = {self._ids[account]: account for account in accounts if account in self._ids}
+        with in_words(self._path), ExitStack() as held:
+            if self.is_durable:
+                connection = held.enter_context(closing(file.connect_read_only(self._path.parent)))
+            else:
+                held.enter_context(self._using)
+                connection = self._connection
+            return {ids[number]: found for number, found in rows.past(connection, ids, back).items()}
 
     def start(self, on_commit: Callable[[Change, int], None]) -> None:
         """Start to write.
@@ -200,10 +229,11 @@ class Ledger:
 
     def _let_go(self) -> None:
         self._connection.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _write(self, work: _Work) -> list[Verdict]:
-        with self._connection as connection:
+        with self._using, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             verdicts = self._judged(work.deliveries)
             change = (work.change or Change()).merged(*(verdict.change for verdict in verdicts))
@@ -211,7 +241,7 @@ class Ledger:
             rows.open_accounts(connection, new)
             rows.write(connection, change, self._ids | new)
             self._expect_same_files()
-        self._ids |= new
+        self._ids = self._ids | new
         return verdicts
 
     def _new_accounts(self, change: Change) -> dict[Account, int]:
@@ -221,10 +251,19 @@ class Ledger:
         first = max(self._ids.values(), default=0) + 1 if new else 0
         return {account: number for number, account in enumerate(new, first)}
 
+    @property
+    def _most_pages(self) -> int:
+        return schema.MAX_PAGES if self.is_durable else schema.MAX_PAGES_IN_MEMORY
+
+    def _used_pages(self) -> int:
+        return schema.pragma(self._connection, "page_count") - schema.pragma(self._connection, "freelist_count")
+
     def _judged(self, deliveries: Sequence[_Delivery]) -> list[Verdict]:
         if not deliveries:
             return []
         day = keys.rotate(self._connection, self._clock.now().wall // NANOSECONDS)
+        if self._used_pages() > self._most_pages * 8 // 10:  # the rest is for money
+            return [Verdict(problem=_TOO_MANY_KEYS)] * len(deliveries)
         return [keys.judge(self._connection, delivery.batch, day) for delivery in deliveries]
 
     def _expect_same_files(self) -> None:
@@ -243,11 +282,12 @@ class Ledger:
             self._attempt(partial(self._forget, now))
 
     def _forget(self, now: int) -> None:
-        used = schema.pragma(self._connection, "page_count") - schema.pragma(self._connection, "freelist_count")
-        crowded = used > schema.MAX_PAGES * 9 // 10
+        used = self._used_pages()
+        crowded = used > self._most_pages * 9 // 10
         if crowded:  # to end at the bound would be worse
             log.warning("%s: near its bound of %d MiB: its oldest half hour goes", self._path, schema.MAX_BYTES >> 20)
-        rows.forget(self._connection, now, crowded=crowded)
+        with self._using:
+            rows.forget(self._connection, now, crowded=crowded)
 
 
 def _opened(path: Path, wanted: Wanted) -> tuple[sqlite3.Connection, Saved]:

@@ -7,7 +7,8 @@ from exporter.metrics.engines import ENGINES
 from exporter.metrics.gpus import GPUS
 from exporter.metrics.health import HEALTH
 from exporter.metrics.row import PREFIX, Fleet, Row, Sample, Type
+from exporter.metrics.usage import USAGE
 
-ROWS: Final[tuple[Row, ...]] = (*ENGINES, *BUDGETS, *GPUS, *HEALTH)
+ROWS: Final[tuple[Row, ...]] = (*ENGINES, *USAGE, *BUDGETS, *GPUS, *HEALTH)
 
 __all__ = ["PREFIX", "ROWS", "Fleet", "Row", "Sample", "Type"]

@@ -5,14 +5,7 @@ from typing import Final
 
 from exporter.core.money import LABELS, Kind
 from exporter.core.snapshot import EngineView, Snapshot
-from exporter.metrics.row import Fleet, Row, Sample, Type
-
-
-def _counter(name: str, kind: Kind, text: str, *, nano: bool = False) -> Row:
-    def read(snapshot: Snapshot) -> Iterable[Sample]:
-        return snapshot.totals.get(kind, {}).items()
-
-    return Row(name, Type.COUNTER, text, LABELS[kind], Fleet.SUM, read, stays=True, nano=nano)
+from exporter.metrics.row import Fleet, Row, Sample, Type, counter
 
 
 def _derived_counter(
@@ -127,7 +120,7 @@ def _gpu_prices(snapshot: Snapshot) -> Iterator[Sample]:
 
 # fmt: off
 ENGINES: Final[tuple[Row, ...]] = (
-    _counter("spend_usd_total", Kind.SPEND,
+    counter("spend_usd_total", Kind.SPEND,
         "The bill in US dollars: time paid for, by what it bought. Booked at once and final.", nano=True),
     _engine("spend_usd_per_hour",
         "What the engine costs an hour now: its GPUs and its share of standing costs. Absent while a price is unknown.",
@@ -144,20 +137,20 @@ ENGINES: Final[tuple[Row, ...]] = (
     _derived_counter("unpriced_gpu_seconds_total", ("gpu",),
         "GPU time charged nothing because the GPU has no price. Any increase means that the bill is incomplete.",
         _unpriced_gpu, nano=True),
-    _counter("network_sent_bytes_total", Kind.SENT_BYTES,
+    counter("network_sent_bytes_total", Kind.SENT_BYTES,
         "Bytes that the pod or machine has sent, without the loopback; counted where prices.network is set."),
     Row("gpu_price_usd_per_hour", Type.GAUGE,
         "Price in force of one GPU for an hour, and the form of the config that it comes from.",
         ("gpu", "source"), Fleet.MAX, _gpu_prices),
     _engine("gpus_charged",
         "GPUs that the engine pays for, as the config says.", lambda engine: engine.gpus, fleet=Fleet.SUM),
-    _counter("prompt_tokens_total", Kind.PROMPT_TOKENS, "Prompt tokens that the engine counted, cached ones included."),
+    counter("prompt_tokens_total", Kind.PROMPT_TOKENS, "Prompt tokens that the engine counted, cached ones included."),
     _derived_counter("cached_prompt_tokens_total", LABELS[Kind.CACHED_PROMPT_TOKENS],
         "Prompt tokens found in the engine's cache: a part of prompt_tokens_total, never to be added to it.",
         _cached_prompt_tokens),
-    _counter("output_tokens_total", Kind.OUTPUT_TOKENS,
+    counter("output_tokens_total", Kind.OUTPUT_TOKENS,
         "Output tokens that the engine counted, those of aborted requests included."),
-    _counter("requests_total", Kind.REQUESTS,
+    counter("requests_total", Kind.REQUESTS,
         "Finished requests by the engine's own reason; abandoned: the client hung up (where that can be computed)."),
     _model("requests_running", "Requests that the engine is working on.", "running", Fleet.SUM),
     _model("requests_waiting", "Requests that wait in the engine's queue: the queue depth.", "waiting", Fleet.SUM),
@@ -184,7 +177,7 @@ ENGINES: Final[tuple[Row, ...]] = (
         "The fewest replicas that the engine's workload allows.",
         lambda engine: engine.min_replicas, fleet=Fleet.MAX,
         label=lambda engine: engine.workload, label_name="workload"),
-    _counter("cold_starts_total", Kind.COLD_STARTS, "Starts of the engine's process that were seen."),
+    counter("cold_starts_total", Kind.COLD_STARTS, "Starts of the engine's process that were seen."),
     _engine("cold_start_seconds",
         "Process start to first answer of the last start seen.",
         lambda engine: engine.cold_start_seconds, fleet=Fleet.MAX),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from exporter.core.money import LABELS, Kind
 from exporter.core.readings import Buckets
 from exporter.core.snapshot import Snapshot
 
@@ -44,3 +45,12 @@ class Row(NamedTuple):
     samples: Callable[[Snapshot], Iterable[Sample]]
     stays: bool = False
     nano: bool = False
+
+
+def counter(name: str, kind: Kind, text: str, *, nano: bool = False) -> Row:
+    """Return the row of a kind of accounts as they are; `nano` for those that count in 10^-9 of the family's unit."""
+
+    def read(snapshot: Snapshot) -> Iterable[Sample]:
+        return snapshot.totals.get(kind, {}).items()
+
+    return Row(name, Type.COUNTER, text, LABELS[kind], Fleet.SUM, read, stays=True, nano=nano)

@@ -73,6 +73,8 @@ VLLM: Final = Dialect(
         Counted.OUTPUT_TOKENS: (("vllm:generation_tokens_total",),),
         Counted.REQUESTS: (("vllm:request_success_total",),),
         Counted.HTTP_REQUESTS: (("http_requests_total",),),
+        Counted.PREFILL_TIME: (("vllm:request_prefill_time_seconds_sum",),),  # 0.6.4+
+        Counted.DECODE_TIME: (("vllm:request_decode_time_seconds_sum",),),
         RUNNING: (("vllm:num_requests_running",),),
         WAITING: (("vllm:num_requests_waiting",),),
         KV_CACHE: (
@@ -159,6 +161,7 @@ TGI: Final = Dialect(
     },
 )
 
+_PER_UNIT: Final = {Counted.PREFILL_TIME: 10**9, Counted.DECODE_TIME: 10**9}  # nanoseconds of a second
 _BEYOND_ANY_COUNT: Final = 2.0**53  # from there on a page's numbers are no longer told apart
 _BEYOND_ANY_TIME: Final = 1e11  # Unix seconds
 
@@ -241,7 +244,7 @@ def translate(dialect: Dialect, samples: Sequence[Sample], disaggregation: Disag
         for sample in _chosen(page, names.get(counted, ())):
             series = _counter(counted, sample)
             if series is not None and _is_count(sample.value):
-                counters.setdefault(series, round(sample.value))
+                counters.setdefault(series, round(sample.value * _PER_UNIT.get(counted, 1)))
     start_time = next((sample.value for sample in page.get(_START_TIME, [])), 0.0)
     return EngineReading(
         kind=dialect.kind,

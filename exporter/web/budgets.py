@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
-from exporter.books import Books, Fate
+from exporter.books import LAST_BEAT, Books, Fate, instant
 from exporter.clock import Clock
 from exporter.config.model import Engine
 from exporter.config.nodes import ConfigError
@@ -22,7 +22,6 @@ from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
 from exporter.core.cap import Asked, Decision, Override, booked_names, decide
 from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.snapshot import Snapshot
-from exporter.resume import LAST_BEAT, instant
 from exporter.web import budgets_json
 from exporter.web.bearer import Tokens, bears, is_local
 from exporter.web.board import Board
