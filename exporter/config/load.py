@@ -22,7 +22,7 @@ from exporter.config.model import (
     Usage,
 )
 from exporter.config.nodes import parse_as, read_file
-from exporter.config.prices import DatedPrice, GpuPrice, NetworkPrice, Prices
+from exporter.config.prices import ApiModel, DatedPrice, GpuPrice, NetworkPrice, Prices
 
 _SHORTEST_INTERVAL_SECONDS: Final = 0.1
 _SHORTEST_LIFETIME_SECONDS: Final = 86400.0
@@ -158,6 +158,7 @@ def _prices(config: Config) -> Iterator[tuple[str, str]]:
     for index, other in enumerate(config.prices.other):
         if other.engine is not None and other.engine not in names:
             yield f"prices.other[{index}].engine", f"expected one of {', '.join(sorted(names))}, found {other.engine!r}"
+    yield from _api(config)
 
 
 def _forms(price: GpuPrice | DatedPrice) -> int:
@@ -178,6 +179,29 @@ def _network(price: NetworkPrice | None) -> Iterator[tuple[str, str]]:
     for index, name in enumerate(price.interfaces if price else ()):
         if name == "lo":
             yield f"prices.network.interfaces[{index}]", "expected an interface to elsewhere, found the loopback"
+
+
+def _api(config: Config) -> Iterator[tuple[str, str]]:
+    """An event that names a model without a provider claims the work of the engine that lists it, if one does."""
+    served = {name for engine in config.engines for name in engine.models}
+    models = config.prices.api.models
+    names = [(model.provider, model.model) for model in models]
+    for index, model in enumerate(models):
+        path = f"prices.api.models[{index}]"
+        if names[index] in names[:index]:
+            yield f"{path}.model", f"expected one that no other of its provider has, found {model.model!r} again"
+        if model.provider is None and model.model in served:
+            yield f"{path}.provider", f"expected one, since an engine lists {model.model!r} in models, found nothing"
+        yield from _api_prices(path, model)
+
+
+def _api_prices(path: str, model: ApiModel) -> Iterator[tuple[str, str]]:
+    keys = ("input_usd_per_million", "output_usd_per_million")
+    given = [key for key in keys if getattr(model, key) is not None]
+    if len(given) == 1:
+        yield path, f"expected both {keys[0]} and {keys[1]}, or neither for the list price, found only {given[0]}"
+    elif not given and model.cached_input_usd_per_million is not None:
+        yield path, f"expected {keys[0]} and {keys[1]} beside cached_input_usd_per_million, found neither"
 
 
 def _timeline(timeline: tuple[DatedPrice, ...]) -> Iterator[tuple[str, str]]:
@@ -257,7 +281,6 @@ def warnings(config: Config) -> list[str]:
         ),
         "features": (bool(config.features.known or config.features.value_ratio), "usage events are not read yet"),
         "cascades": (bool(config.cascades), "cascades are not counted yet"),
-        "prices.api": (bool(config.prices.api.models or config.prices.api.compare_with), "API prices are not used yet"),
         "usage": (config.usage != Usage(), "usage events are not read yet"),
         "alerts": (config.alerts != Alerts(), "alert thresholds are not on the page yet"),
         "limits": (config.limits != Limits(), "these limits are not applied yet"),

@@ -72,24 +72,24 @@ class OtherPrice(Section, frozen=True, kw_only=True):
 
 
 class ApiModel(Section, frozen=True, kw_only=True):
-    """A model behind an API with a price of its own."""
+    """A model behind an API: with prices of its own for input and output, or with those of the price list."""
 
     model: Name
     provider: Name | None = None
-    input_usd_per_million: Money
-    output_usd_per_million: Money
-    cached_input_usd_per_million: Money | None = None
+    input_usd_per_million: Money | None = None
+    output_usd_per_million: Money | None = None
+    cached_input_usd_per_million: Money | None = None  # None: a cached token costs what any prompt token does
 
 
 class ApiReference(Section, frozen=True, kw_only=True):
-    """A model of the API price list."""
+    """A model of `models`, or else of the API price list."""
 
     provider: Name
     model: Name
 
 
 class ApiPrices(Section, frozen=True, kw_only=True):
-    """API list prices: what self-hosting is compared with, and models with prices of their own."""
+    """Models behind an API: the one that self-hosting is compared with, and those that usage events may name."""
 
     compare_with: ApiReference | None = None
     models: tuple[ApiModel, ...] = ()

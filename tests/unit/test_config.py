@@ -34,7 +34,7 @@ from exporter.config.model import (
     Workload,
 )
 from exporter.config.nodes import ConfigError, Reader
-from exporter.config.prices import GpuPrice, OwnedPrice, Prices
+from exporter.config.prices import ApiModel, GpuPrice, OwnedPrice, Prices
 from exporter.config.section import Section, fields
 from exporter.config.units import decimal, seconds, size_bytes
 from exporter.core.money import Category
@@ -65,7 +65,11 @@ prices:
   other: [{name: disk, usd_per_hour: 0.01, engine: sum}, {name: rack, usd_per_hour: 1}]
   api:
     compare_with: {provider: openai, model: gpt-4o-mini}
-    models: [{model: mine, input_usd_per_million: 0.15, output_usd_per_million: 0.60}]
+    models:
+      - {model: mine, input_usd_per_million: 0.15, output_usd_per_million: 0.60}
+      - {model: llama, provider: openai, input_usd_per_million: 1, output_usd_per_million: 2,
+         cached_input_usd_per_million: 0}
+      - {model: mine, provider: openai}
 budgets:
   - name: inference
     daily_usd: 25
@@ -159,7 +163,10 @@ def test_every_price_of_a_whole_config_arrives() -> None:
     assert [(other.name, other.engine) for other in prices.other] == [("disk", "sum"), ("rack", None)]
     assert prices.api.compare_with is not None
     assert prices.api.compare_with.model == "gpt-4o-mini"
-    assert prices.api.models[0].cached_input_usd_per_million is None
+    own, cached, listed = prices.api.models
+    assert own == ApiModel(model="mine", input_usd_per_million=Decimal("0.15"), output_usd_per_million=Decimal("0.60"))
+    assert (cached.provider, cached.cached_input_usd_per_million) == ("openai", Decimal(0))
+    assert listed == ApiModel(model="mine", provider="openai")
 
 
 def test_every_key_of_a_budget_arrives() -> None:
@@ -390,15 +397,9 @@ API = LEAST.replace("{gpu:", "{api: {models: [{model: a, input_usd_per_million: 
         ),
         (
             API + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
-            [
-                "prices.api: API prices are not used yet",
-                "budgets[0].match.tier: no engine has 'b', and usage events, which may name it, are not read yet",
-            ],
+            ["budgets[0].match.tier: no engine has 'b', and usage events, which may name it, are not read yet"],
         ),
-        (
-            API.replace('"}]', '", tier: b}]') + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
-            ["prices.api: API prices are not used yet"],
-        ),
+        (API.replace('"}]', '", tier: b}]') + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n", []),
         (LEAST + "features: {known: [a]}\n", ["features: usage events are not read yet"]),
         (LEAST + "features: {value_ratio: {a: 1}}\n", ["features: usage events are not read yet"]),
         (LEAST + "cascades: [{name: a, tiers: [b, c]}]\n", ["cascades: cascades are not counted yet"]),
@@ -413,11 +414,8 @@ API = LEAST.replace("{gpu:", "{api: {models: [{model: a, input_usd_per_million: 
         (LEAST + "alerts: {idle_usd_per_hour: 6}\n", ["alerts: alert thresholds are not on the page yet"]),
         (LEAST + "limits: {body_bytes: 2MiB}\n", ["limits: these limits are not applied yet"]),
         (LEAST.replace("{gpu:", "{network: {usd_per_gb: 1}, gpu:"), []),
-        (
-            LEAST.replace("{gpu:", "{api: {compare_with: {provider: a, model: b}}, gpu:"),
-            ["prices.api: API prices are not used yet"],
-        ),
-        (API, ["prices.api: API prices are not used yet"]),
+        (LEAST.replace("{gpu:", "{api: {compare_with: {provider: a, model: b}}, gpu:"), []),
+        (API, []),
         (LEAST.replace("{gpu:", "{storage: {weights_gb: 1, usd_per_gb_month: 1}, gpu:"), []),
         (
             SIDECAR + LEAST.replace("{gpu:", "{storage: {weights_gb: 1, usd_per_gb_month: 1}, gpu:"),

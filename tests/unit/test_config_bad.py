@@ -49,6 +49,13 @@ def price(form: str) -> str:
     return f'engines: [{{url: "http://a:8000"}}]\nprices:\n  gpu: {form}\n'
 
 
+def api(*models: str) -> str:
+    """Return a config with API models, each as what else it says, beside an engine that lists two models."""
+    lines = "".join(f"   - {{{model}}}\n" for model in models)
+    engines = 'engines: [{url: "http://a:8000", models: [llama, alias], gpus: 0}]\n'
+    return f"{engines}prices:\n  api:\n   models:\n{lines}"
+
+
 def bad(rule: str, content: str | bytes, *lines: str) -> object:
     return pytest.param(content.encode() if isinstance(content, str) else content, lines, id=rule)
 
@@ -533,6 +540,41 @@ MONEYS = (
     ),
 )
 
+PAIR = "expected both input_usd_per_million and output_usd_per_million, or neither for the list price"
+SERVED = "expected one, since an engine lists"
+BOTH = "input_usd_per_million: 1, output_usd_per_million: 1"
+APIS = (
+    bad(
+        "one of two API prices",
+        api("model: a, input_usd_per_million: 1", "model: b, output_usd_per_million: 0"),
+        f"config.yml:5: prices.api.models[0]: {PAIR}, found only input_usd_per_million",
+        f"config.yml:6: prices.api.models[1]: {PAIR}, found only output_usd_per_million",
+    ),
+    bad(
+        "an API price for cached tokens alone",
+        api("model: a, cached_input_usd_per_million: 1"),
+        "config.yml:5: prices.api.models[0]: expected input_usd_per_million and output_usd_per_million beside "
+        "cached_input_usd_per_million, found neither",
+    ),
+    bad(
+        "one API model twice",
+        api("model: a", "model: a, provider: p", f"model: a, {BOTH}", f"model: a, provider: p, {BOTH}", "model: b"),
+        "config.yml:7: prices.api.models[2].model: expected one that no other of its provider has, found 'a' again",
+        "config.yml:8: prices.api.models[3].model: expected one that no other of its provider has, found 'a' again",
+    ),
+    bad(
+        "an API model that an engine serves",
+        api("model: alias", "model: llama, provider: p", f"model: llama, {BOTH}"),
+        f"config.yml:5: prices.api.models[0].provider: {SERVED} 'alias' in models, found nothing",
+        f"config.yml:7: prices.api.models[2].provider: {SERVED} 'llama' in models, found nothing",
+    ),
+    bad(
+        "an API price below zero",
+        api("model: a, input_usd_per_million: -1, output_usd_per_million: 1"),
+        f"config.yml:5: prices.api.models[0].input_usd_per_million: {MONEY} '-1'",
+    ),
+)
+
 THRESHOLDS = (
     bad(
         "a budget without a limit",
@@ -644,7 +686,7 @@ SEVERAL = (
     ),
 )
 
-BAD = (*SYNTAX, *KEYS, *SHAPES, *SCALARS, *ENGINES, *GPUS, *MONEYS, *THRESHOLDS, *SEVERAL)
+BAD = (*SYNTAX, *KEYS, *SHAPES, *SCALARS, *ENGINES, *GPUS, *MONEYS, *APIS, *THRESHOLDS, *SEVERAL)
 
 
 @pytest.mark.timeout(20)
