@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,10 +21,13 @@ from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
 from exporter.config.model import BudgetApi, Config, Engine, OnFatal, Role
 from exporter.config.nodes import ConfigError
+from exporter.config.prices import ApiPrices
 from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core import cap
+from exporter.core.api_prices import ApiPrice, Wanted
 from exporter.core.snapshot import ConfigView, Snapshot
 from exporter.sources.http import new_session
+from exporter.sources.list_prices import api_prices
 from exporter.sources.names import Resolver
 from exporter.storage import Storage
 from exporter.watch import LostDriverError
@@ -78,6 +82,10 @@ class App:
         self._web_ready = asyncio.Event()
         self._config: Config | None = None
         self._view = ConfigView(successful=False, last_success=None)
+        self._api = ApiPrices()  # what the next two were looked up for
+        self._prices: Mapping[Wanted, ApiPrice] | None = None  # None: not looked up yet
+        self._unpriced: tuple[str, ...] = ()
+        self._prices_wanted = asyncio.Event()
         self._configured = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._seen = self._signature()
@@ -131,6 +139,7 @@ class App:
         async with asyncio.TaskGroup() as group:
             parts = [
                 self._storage.wait(self._tell_of_no_beat),
+                self._price(),
                 self._beats(),
                 self._watch(),
                 *(self._listen(runner, *address) for address in self._options.listen),
@@ -177,15 +186,35 @@ class App:
         except ConfigError as error:
             return error.lines
         now = self._clock.now()
-        found = (*warnings(config), *cap.warnings(config, now.wall))
+        if config.prices.api != self._api or self._prices is None:
+            self._api, self._prices, self._unpriced = config.prices.api, None, ()
+            self._prices_wanted.set()
+        found = (*warnings(config), *cap.warnings(config, now.wall), *self._unpriced)
         self._view = ConfigView(successful=True, last_success=now.unix_seconds, warnings=found)
         self._config = config
         if self._beat is not None:
-            self._beat.plan(config)
+            self._beat.plan(config, self._prices)
         else:
             self._books.hold(config.budgets)  # a gateway may ask before the first beat
         self._configured.set()
         return []
+
+    async def _price(self) -> None:
+        """Look the prices of API models up whenever the config names others; a slow list delays nothing else."""
+        while True:
+            await self._prices_wanted.wait()
+            self._prices_wanted.clear()
+            wanted = self._api
+            prices, problems = await api_prices(wanted)
+            if wanted != self._api:
+                continue
+            self._prices, self._unpriced = prices, tuple(problems)
+            self._view = replace(self._view, warnings=(*self._view.warnings, *problems))
+            for line in problems:
+                log.warning("config: %s", line)
+            if self._beat is not None and self._config is not None:
+                self._beat.config_view = self._view
+                self._beat.plan(self._config, prices)
 
     def _take_tokens(self, config: BudgetApi) -> None:
         """Read the tokens of the budgets' routes, and watch their files; raises ConfigError."""
@@ -260,6 +289,7 @@ class App:
         async with new_session() as session:
             self._beat = Beat(self._config, self._clock, self._books, session, self._board.publish)
             self._beat.config_view = self._view
+            self._beat.plan(self._config, self._prices)
             try:
                 await self._beat.run()
             except LostDriverError as error:

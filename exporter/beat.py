@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -12,6 +12,7 @@ from exporter import __version__
 from exporter.books import Books
 from exporter.clock import NANOSECONDS, Clock, Instant
 from exporter.config.model import Config, Engine, Role
+from exporter.core.api_prices import ApiPrice, Wanted
 from exporter.core.attribution import showback_accounts, usage_accounts
 from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
 from exporter.core.cap import denial_accounts
@@ -24,6 +25,7 @@ from exporter.core.scaling import min_replicas
 from exporter.core.snapshot import MISSED_BEATS, ConfigView, ShowbackView, Snapshot, SourceView
 from exporter.core.standing import by_category, charges, standing_costs
 from exporter.core.view import EngineFacts, engine_view
+from exporter.economics import Economics
 from exporter.resume import Resume
 from exporter.sources.engine import EngineSource
 from exporter.sources.watched import Watched
@@ -56,6 +58,8 @@ class Beat:
         self._meters: dict[str, EngineMeter] = {}
         self._terms: dict[str, Terms] = {}
         self._next: Config | None = None
+        self._prices: Mapping[Wanted, ApiPrice] = {}
+        self._economics = Economics(books, self._resume)
         machine = machine or Machine()
         self.gpus = GpuWatch(config, session, clock, machine.environ)
         self._network = NetworkWatch(clock, machine.interfaces)
@@ -63,9 +67,12 @@ class Beat:
         self._resume.budgets()
         self.gpus.restore(self._resume.gpus)
 
-    def plan(self, config: Config) -> None:
-        """Put another config in force at the next beat, which still charges the time before it by the old one."""
-        self._next = config
+    def plan(self, config: Config, prices: Mapping[Wanted, ApiPrice] | None = None) -> None:
+        """Put another config in force at the next beat, which still charges the time before it by the old one.
+
+        `prices` are those of its API models.
+        """
+        self._next, self._prices = config, prices or {}
 
     async def _replace(self, config: Config) -> None:
         """Adopt another config; what an engine that is gone has pending is booked first."""
@@ -84,6 +91,7 @@ class Beat:
         self._network.adopt(config.prices.network)
         self._books.settle_by(config.usage.settle if config.role is Role.LONE else None)
         self._books.hold(config.budgets)
+        self._economics.adopt(config, self._prices)
         self._standing = standing_costs(config)
         self._terms = {engine.name: self.gpus.priced(terms_of(config, engine), None) for engine in config.engines}
         for engine in config.engines:
@@ -114,7 +122,8 @@ class Beat:
             await self._replace(adopted)
         await self._open_accounts()
         await self._close(now)
-        self._resume.leave(now, self._meters, self._terms, self.gpus.state(now))
+        tracked = self._economics.samples()
+        self._resume.leave(now, self._meters, self._terms, self.gpus.state(now), tracked)
         await self._books.settled(min(self.config.interval * _SHARE_FOR_A_COMMIT, _LONGEST_FOR_A_COMMIT_SECONDS))
         self.last = now
         self._publish(self._snapshot(now))
@@ -131,7 +140,7 @@ class Beat:
             unbooked = interval if self.last or self._resume.charged(name) else None
             terms = self._terms[name] = self.gpus.priced(self._terms[name], unbooked)
             entries = self._meters[name].beat(terms, unbooked, outcome, at.unix_seconds)
-            await self._books.post(entries)
+            await self._books.post([*entries, *self._economics.follow(terms.engine, entries)])
         if interval is not None:
             await self._books.post(charges(self._standing, interval, standing_accounts))
             await self._books.post(self._network.charges(interval.start, network_accounts))
@@ -153,6 +162,8 @@ class Beat:
     async def _close(self, now: Instant) -> None:
         """Settle what has waited long enough, and remember how everything stands for the windows to come."""
         await self._books.settle(now.wall // NANOSECONDS)
+        await self._books.post(self._economics.due(now))
+        self._economics.remember(now)
         for name in self._terms:
             self._meters[name].remember(now.monotonic)
             self._books.windows(name).record(now.monotonic, self._books.engine_totals(name))
@@ -178,6 +189,7 @@ class Beat:
             self._books.windows(name).forget()
         log.warning("not charged: a gap of %.0f s, longer than max_gap", interval.duration_ns / NANOSECONDS)
         await self._books.post(_unobserved(interval))
+        self._economics.forget()
         self._network.rebaseline()
         self.gpus.rebaseline()
         return None
@@ -206,6 +218,7 @@ class Beat:
         }
 
     def _snapshot(self, now: Instant) -> Snapshot:
+        engines = tuple(engine_view(self.config, self._standing, self._facts(name), now) for name in self._terms)
         return Snapshot(
             at=now.unix_seconds,
             version=__version__,
@@ -214,7 +227,8 @@ class Beat:
             accounting_start=self._resume.accounting_start / NANOSECONDS,
             hub_url=self.config.hub_url,
             config=self.config_view,
-            engines=tuple(engine_view(self.config, self._standing, self._facts(name), now) for name in self._terms),
+            engines=engines,
+            economics=self._economics.view(engines, now),
             gpus=self.gpus.view(now),
             sources=tuple(self._source_views()),
             totals=self._books.totals(),

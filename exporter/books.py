@@ -262,6 +262,14 @@ class Books:
             return {}
         return {kind: dict(totals) for kind, totals in self._shown.items()}
 
+    def shown(self, kind: Kind) -> Mapping[tuple[str, ...], int]:
+        """Return the totals of a kind that may be shown, by labels; they go on moving."""
+        return self._shown[kind]
+
+    def total(self, account: Account) -> int:
+        """Return all that was posted to an account."""
+        return self._posted.get(account, 0)
+
     def engine_totals(self, engine: str) -> EngineTotals:
         """Return what one engine has cost and done."""
         kinds = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)

@@ -4,7 +4,7 @@ All of it is written in one commit with the money that it agrees with, so that n
 """
 
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ from exporter.clock import NANOSECONDS, Instant
 from exporter.config.model import Budget
 from exporter.core.meter import EngineMeter, MeterState, Terms
 from exporter.core.prices import Interval
+from exporter.core.track import Track, Values
 from exporter.core.windows import EngineTotals
 from exporter.ledger import Sample
 
@@ -59,6 +60,12 @@ class Resume:
             samples = self._series.pop(_budget_series(meter.budget), [])
             meter.restore(((second, values[0]) for second, values in samples), self._now)
 
+    def track(self, series: str, last: Values) -> Track:
+        """Return the totals of a series over the last day, which stand at `last` now."""
+        track = Track()
+        track.restore(self._series.pop(series, []), self._now, last)
+        return track
+
     def _past(self, series: str) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Yield (monotonic nanoseconds of now, values) of a series, in order; what lies in the future is left out."""
         for second, values in sorted(self._series.pop(series, [])):
@@ -90,9 +97,14 @@ class Resume:
         return self._states.get(_GPUS)
 
     def leave(
-        self, now: Instant, meters: Mapping[str, EngineMeter], terms: Mapping[str, Terms], gpus: bytes | None
+        self,
+        now: Instant,
+        meters: Mapping[str, EngineMeter],
+        terms: Mapping[str, Terms],
+        gpus: bytes | None,
+        tracked: Iterable[tuple[str, Values]],
     ) -> None:
-        """Hand everything to the ledger: what was posted, and what must agree with it."""
+        """Hand everything to the ledger: what was posted, and what must agree with it; totals that are tracked too."""
         states: dict[str, bytes | None] = {_ENGINE + name: meter.state(terms[name]) for name, meter in meters.items()}
         states |= {} if gpus is None else {_GPUS: gpus}
         self._states.clear()  # an engine that comes back later has been away
@@ -100,10 +112,12 @@ class Resume:
         gone = self._written - states.keys()
         self._written = set(states)
         meta = {LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}
-        self._books.flush(states | dict.fromkeys(gone), tuple(self._samples(now, meters)), meta)
+        self._books.flush(states | dict.fromkeys(gone), tuple(self._samples(now, meters, tracked)), meta)
 
-    def _samples(self, now: Instant, meters: Mapping[str, EngineMeter]) -> Iterator[Sample]:
-        """Yield a row a minute for each engine and budget, and the best rate of each five minutes of each engine."""
+    def _samples(
+        self, now: Instant, meters: Mapping[str, EngineMeter], tracked: Iterable[tuple[str, Values]]
+    ) -> Iterator[Sample]:
+        """Yield a row a minute for all that has windows, and the best rate of each five minutes of each engine."""
         second = now.wall // NANOSECONDS
         if second // _MINUTE == self._sampled:
             return
@@ -117,6 +131,8 @@ class Resume:
                 yield _PEAK + name, slot, (round(peak * _MILLI),)
         for meter in self._books.budgets.values():
             yield _budget_series(meter.budget), second, (meter.total,)
+        for series, values in tracked:
+            yield series, second, values
 
 
 def _budget_series(budget: Budget) -> str:

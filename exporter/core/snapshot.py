@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from exporter.core.break_even import BreakEvenView
 from exporter.core.budgets import BudgetView
+from exporter.core.cascades import EdgeView
 from exporter.core.gpu_readings import Driver
 from exporter.core.gpus import GpuView
 from exporter.core.money import Kind
@@ -120,6 +122,14 @@ class ShowbackView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EconomicsView:
+    """What follows from the money: engines beside an API, and the steps of cascades."""
+
+    break_even: tuple[BreakEvenView, ...] = ()
+    edges: tuple[EdgeView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything after one beat.
 
@@ -138,5 +148,6 @@ class Snapshot:
     sources: tuple[SourceView, ...] = ()
     budgets: tuple[BudgetView, ...] = ()
     showback: ShowbackView = ShowbackView()
+    economics: EconomicsView = EconomicsView()
     ledger: LedgerView | None = None
     totals: Mapping[Kind, Mapping[tuple[str, ...], int]] = field(default_factory=dict)

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from exporter.core.break_even import BreakEvenView
+from exporter.core.cascades import EdgeView
 from exporter.core.gpus import GpuView
 from exporter.core.money import LABELS
 from exporter.core.snapshot import EngineView, GpusView, Snapshot
@@ -26,6 +28,15 @@ def encode(snapshot: Snapshot) -> bytes:
             "engines": [_engine(engine) for engine in snapshot.engines],
             "gpus": _gpus(snapshot.gpus),
             "sources": snapshot.sources,
+            "break_even": [_break_even(view) for view in snapshot.economics.break_even],
+            "cascades": [_step(view) for view in snapshot.economics.edges],
+            "attribution": {
+                "pending_nano_usd": snapshot.showback.pending,
+                "coverage_ratio": [
+                    {"engine": engine, "window": window, "ratio": ratio}
+                    for (engine, window), ratio in snapshot.showback.coverage.items()
+                ],
+            },
             "totals": [
                 {"kind": kind, "labels": dict(zip(LABELS[kind], labels, strict=True)), "amount": amount}
                 for kind, accounts in snapshot.totals.items()
@@ -33,6 +44,27 @@ def encode(snapshot: Snapshot) -> bytes:
             ],
         }
     )
+
+
+def _break_even(view: BreakEvenView) -> dict[str, Any]:
+    said = {True: "reachable", False: "not reachable with the replicas of today", None: "not known yet"}
+    return {
+        "engine": view.engine,
+        "api_model": view.api_model,
+        "ratio": view.ratios,
+        "requests_per_day": view.requests_per_day,
+        "most_requests_per_day": view.most_requests_per_day,
+        "break_even": said[view.is_reachable],
+    }
+
+
+def _step(view: EdgeView) -> dict[str, Any]:
+    return {
+        **view.edge._asdict(),
+        "source": view.source,
+        "escalation_ratio": view.ratios,
+        "break_even_ratio": view.break_even_ratio,
+    }
 
 
 def _gpus(gpus: GpusView) -> dict[str, Any]:

@@ -325,18 +325,29 @@ def test_only_money_is_money():
 # Unknown is not zero.
 
 
-def test_a_budget_of_a_feature_is_unknown_until_spend_is_attributed():
-    view = spent(
-        budget(match={"feature": "summary"}),
-        "2026-11-23T12:00",
-        ("30", "2026-11-23"),
-        facts=since("2026-11-20", engine()),
-    )
-    one = view.periods["day"]
-    assert view.state is State.UNKNOWN
-    assert (one.spent, one.consumed_ratio, one.forecast, one.runway_seconds, one.capped) == (None,) * 5
-    assert (one.burn_rate, one.max_affordable_replicas, one.overshoot_bound) == ({}, {}, None)
-    assert (one.limit, one.elapsed_ratio, one.history_complete_ratio) == (usd("25"), 0.5, 1.0)
+@pytest.mark.parametrize(
+    ("match", "usd_spent"),
+    [
+        ({"feature": "summary"}, "11"),
+        ({"team": "docs"}, "111"),
+        ({"feature": "summary", "team": "web"}, "0"),
+        ({"feature": "summary", "engine": "chat"}, "10"),
+        ({"feature": "summary", "category": "api"}, "1"),
+        ({"feature": "summary", "category": "compute"}, "10"),
+        ({"team": "docs", "model": "gpt"}, "1"),
+        ({"team": "docs", "tier": "fast"}, "110"),
+    ],
+)
+def test_a_budget_of_a_feature_or_a_team_holds_a_part_of_showback(match: Mapping[str, str], usd_spent: str):
+    meter = BudgetMeter(budget("1000", "1000", match=match))
+    at = utc("2026-11-23T10:00")
+    meter.book(SPEND, usd("500"), at)
+    meter.book(Account(Kind.ATTRIBUTED, ("summary", "docs", "chat", "m", "fast")), usd("10"), at)
+    meter.book(Account(Kind.ATTRIBUTED, ("summary", "docs", "", "gpt", "")), usd("1"), at)
+    meter.book(Account(Kind.ATTRIBUTED, ("search", "docs", "chat", "m", "fast")), usd("100"), at)
+    one = meter.view(Instant(utc("2026-11-23T12:00"), 0), since("2026-11-20", engine())).periods["day"]
+    assert one.spent == usd(usd_spent)
+    assert one.max_affordable_replicas == {}, "a feature has no replicas of its own"
 
 
 def test_unknown_price_is_never_zero():

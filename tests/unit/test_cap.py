@@ -289,10 +289,16 @@ def test_unknown_price_is_an_unknown_spend(cap: Cap, allowed: bool):
     assert not ask(view("25", cap=cap, unpriced=True)).allowed
 
 
-def test_a_budget_of_a_feature_is_unknown_until_spend_is_attributed():
-    match = Match(feature="f")
-    assert ask(view("25", match=match), asked=Asked("f")).state is State.UNKNOWN
-    assert not ask(view("25", match=match, cap=DENY), asked=Asked("f")).allowed
+def test_a_budget_of_a_feature_denies_by_what_is_attributed_to_it():
+    of = Budget(name="summary", daily_usd=Decimal(25), match=Match(feature="f"), cap=ENFORCE)
+    meter = BudgetMeter(of)
+    meter.book(SPEND, usd("100"), NOON)
+    facts = BudgetFacts(accounting_start=0, engines=[CHAT])
+    assert ask(meter.view(Instant(NOON, 0), facts), asked=Asked("f")).allowed
+    meter.book(Account(Kind.ATTRIBUTED, ("f", "docs", "chat", "m", "fast")), usd("25"), NOON)
+    view = meter.view(Instant(NOON, 0), facts)
+    assert not ask(view, asked=Asked("f")).allowed
+    assert ask(view, asked=Asked("g")).allowed
 
 
 def test_shadow_mode_counts_what_is_unknown_where_that_denies():
