@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any, Final
 import click
 from aiohttp import ClientSession
 
-from exporter.cli import doctor_gpu
+from exporter.cli import doctor_gpu, doctor_money
 from exporter.cli.findings import NOTE, OK, PROBLEM, Finding
 from exporter.cli.options import config_of_flags, engine_flags, load_or_exit
 from exporter.clock import NANOSECONDS, Instant, SystemClock
@@ -27,7 +26,7 @@ from exporter.core.gpus import GpuMeter
 from exporter.core.money import Kind
 from exporter.core.prices import HourlyPrice, gpu_timeline, in_force
 from exporter.core.scaling import min_replicas, signals
-from exporter.ledger import LedgerError, connect_read_only, read
+from exporter.ledger import LedgerError, Saved, Wanted, connect_read_only, in_words, read
 from exporter.sources.dialects import KnownFrom, UnknownPageError, recognise, resolved
 from exporter.sources.http import Request, SourceError, get, metrics_url, new_session
 from exporter.sources.network import NetworkSource
@@ -86,7 +85,9 @@ def _sections(config: Config, storage: Path | None) -> Iterator[tuple[str, Itera
     yield "Network", _network(config)
     yield "Thresholds", _thresholds(config)
     yield "Budgets", _budgets(config, now)
-    yield "Ledger", _ledger(storage)
+    saved, about_ledger = _ledger(storage)
+    yield "APIs", doctor_money.findings(config, saved, now)
+    yield "Ledger", about_ledger
 
 
 async def _engines(config: Config) -> list[Finding]:
@@ -179,18 +180,17 @@ def _budgets(config: Config, now: Instant) -> Iterator[Finding]:
         yield NOTE, "none in the config"
 
 
-def _ledger(folder: Path | None) -> Iterator[Finding]:
+def _ledger(folder: Path | None) -> tuple[Saved | None, list[Finding]]:
     if folder is None:
-        yield NOTE, "not looked at, since --storage.path is not given; without it `serve` keeps counters in memory"
-        return
+        text = "not looked at, since --storage.path is not given; without it `serve` keeps counters in memory"
+        return None, [(NOTE, text)]
     try:
-        with closing(connect_read_only(folder)) as connection:
-            saved = read(connection)
-    except (LedgerError, sqlite3.Error, ValueError) as error:
-        yield PROBLEM, str(error)
-        return
+        with in_words(folder), closing(connect_read_only(folder)) as connection:
+            saved = read(connection, Wanted(kinds=()))
+    except LedgerError as error:
+        return None, [(PROBLEM, str(error))]
     spent = sum(amount for account, amount in saved.totals.items() if account.kind is Kind.SPEND)
-    yield OK, f"{folder}: {len(saved.totals)} accounts, {spent / NANOSECONDS:.2f} USD spent in all"
+    return saved, [(OK, f"{folder}: {len(saved.totals)} accounts, {spent / NANOSECONDS:.2f} USD spent in all")]
 
 
 def _thresholds(config: Config) -> Iterator[Finding]:

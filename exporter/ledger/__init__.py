@@ -6,7 +6,7 @@ told, and is never made twice.
 """
 
 from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Key, Sample, Saved, Verdict, Wanted
-from exporter.ledger.errors import LedgerError
+from exporter.ledger.errors import LedgerError, in_words
 from exporter.ledger.file import connect_read_only
 from exporter.ledger.rows import read
 from exporter.ledger.writer import Ledger
@@ -23,5 +23,6 @@ __all__ = [
     "Verdict",
     "Wanted",
     "connect_read_only",
+    "in_words",
     "read",
 ]
