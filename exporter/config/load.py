@@ -7,20 +7,8 @@ from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from exporter.config.model import (
-    Alerts,
-    Budget,
-    CapMode,
-    Config,
-    Engine,
-    Gpu,
-    GpuShare,
-    GpuSource,
-    Limits,
-    Match,
-    Role,
-    Usage,
-)
+from exporter.config import showback
+from exporter.config.model import Alerts, Budget, CapMode, Config, Engine, Gpu, GpuShare, GpuSource, Match, Role, Usage
 from exporter.config.nodes import parse_as, read_file
 from exporter.config.prices import ApiModel, DatedPrice, GpuPrice, NetworkPrice, Prices
 
@@ -72,6 +60,7 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
     yield from _gpu(config.gpu)
     yield from _prices(config)
     yield from _budgets(config)
+    yield from showback.disagreements(config)
     for name in ("queue_depth", "gpu_utilization", "ttft"):
         edges = getattr(config.scaling, name)
         if edges.down >= edges.up:
@@ -275,15 +264,11 @@ def _may_be_told(config: Config) -> bool:
 def warnings(config: Config) -> list[str]:
     """Say what is accepted but has no effect, so that nobody relies on it."""
     findings = {
-        "budgets": (
-            any(budget.match.feature or budget.match.team for budget in config.budgets),
-            "a budget of a feature or a team is unknown: usage events are not read yet",
+        "usage": (
+            config.role is Role.SIDECAR and config.usage != Usage(),
+            "usage events belong to the hub: a sidecar takes none",
         ),
-        "features": (bool(config.features.known or config.features.value_ratio), "usage events are not read yet"),
-        "cascades": (bool(config.cascades), "cascades are not counted yet"),
-        "usage": (config.usage != Usage(), "usage events are not read yet"),
         "alerts": (config.alerts != Alerts(), "alert thresholds are not on the page yet"),
-        "limits": (config.limits != Limits(), "these limits are not applied yet"),
         "gpu.dcgm_url": (
             config.gpu.dcgm_url is not None and config.gpu.source in (GpuSource.NVML, GpuSource.NONE),
             f"nobody asks it, since gpu.source is {config.gpu.source}",
@@ -299,9 +284,8 @@ def warnings(config: Config) -> list[str]:
 
 def _tiers(config: Config) -> list[str]:
     tiers = {engine.tier for engine in config.engines} | {None}
-    text = "usage events, which may name it, are not read yet"
     return [
-        f"budgets[{index}].match.tier: no engine has {budget.match.tier!r}, and {text}"
+        f"budgets[{index}].match.tier: no engine has {budget.match.tier!r}: only usage events can name it"
         for index, budget in enumerate(config.budgets)
         if budget.match.tier not in tiers
     ]

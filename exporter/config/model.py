@@ -290,6 +290,7 @@ class Limits(Section, frozen=True, kw_only=True):
     attribution_series: WholePositive = 2000
     name_length: WholePositive = 128
     body_bytes: Size = 2**20
+    events_per_day: WholePositive = 10_000_000
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -48,8 +48,8 @@ interval: 2s
 engines:
   - {name: chat, url: "http://127.0.0.1:8000", kind: vllm, models: [llama, alias], tier: fast, workload: batch,
      ttft_target: 250ms, gpus: 3/7}
-  - {name: sum, url: "https://[::1]:8001/stats", gpus: [GPU-1, {uuid: GPU-2, share: 0.25}, {uuid: MIG-3, slices: 3}],
-     token_file: /run/token, ca_file: /run/ca.pem, timeout: 1s, disaggregation: decode, min_replicas: 0,
+  - {name: sum, url: "https://[::1]:8001/stats", tier: balanced,
+     gpus: [GPU-1, {uuid: GPU-2, share: 0.25}, {uuid: MIG-3, slices: 3}], token_file: /run/token, ca_file: /run/ca.pem, timeout: 1s, disaggregation: decode, min_replicas: 0,
      max_output_tokens_per_second: 2500}
 gpu: {source: nvml, dcgm_url: null, select: [GPU-1], name: NVIDIA A10G}
 prices:
@@ -110,6 +110,7 @@ def test_every_key_of_a_whole_config_arrives() -> None:
     )
     assert summaries == Engine(
         name="sum",
+        tier="balanced",
         url="https://[::1]:8001/stats",
         gpus=("GPU-1", GpuShare(uuid="GPU-2", share=Decimal("0.25")), GpuShare(uuid="MIG-3", slices=3)),
         token_file="/run/token",
@@ -384,27 +385,20 @@ API = LEAST.replace("{gpu:", "{api: {models: [{model: a, input_usd_per_million: 
     [
         (LEAST, []),
         (LEAST + "gpu: {name: NVIDIA A10G}\n", []),
-        (
-            LEAST + "budgets: [{name: all, daily_usd: 1, match: {team: a}}]\n",
-            ["budgets: a budget of a feature or a team is unknown: usage events are not read yet"],
-        ),
+        (LEAST + "budgets: [{name: all, daily_usd: 1, match: {team: a}}]\n", []),
         (
             LEAST + "cascades: [{name: a, tiers: [b, c]}]\nbudgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
-            [
-                "cascades: cascades are not counted yet",
-                "budgets[0].match.tier: no engine has 'b', and usage events, which may name it, are not read yet",
-            ],
+            ["budgets[0].match.tier: no engine has 'b': only usage events can name it"],
         ),
         (
             API + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n",
-            ["budgets[0].match.tier: no engine has 'b', and usage events, which may name it, are not read yet"],
+            ["budgets[0].match.tier: no engine has 'b': only usage events can name it"],
         ),
         (API.replace('"}]', '", tier: b}]') + "budgets: [{name: all, daily_usd: 1, match: {tier: b}}]\n", []),
-        (LEAST + "features: {known: [a]}\n", ["features: usage events are not read yet"]),
-        (LEAST + "features: {value_ratio: {a: 1}}\n", ["features: usage events are not read yet"]),
-        (LEAST + "cascades: [{name: a, tiers: [b, c]}]\n", ["cascades: cascades are not counted yet"]),
-        (LEAST + "usage: {tokens: [{file: a}]}\n", ["usage: usage events are not read yet"]),
-        (LEAST + "usage: {settle: 1m}\n", ["usage: usage events are not read yet"]),
+        (LEAST + "features: {known: [a], value_ratio: {a: 1}}\n", []),
+        (LEAST + "cascades: [{name: a, tiers: [b, c]}]\n", []),
+        (LEAST + "usage: {settle: 1m, tokens: [{file: a}]}\n", []),
+        (SIDECAR + LEAST + "usage: {settle: 1m}\n", ["usage: usage events belong to the hub: a sidecar takes none"]),
         (LEAST + "gpu: {dcgm_url: 'http://${NODE_IP}:9400'}\n", []),
         (LEAST + "gpu: {source: dcgm, dcgm_url: 'http://a:9400', select: [GPU-a]}\n", []),
         (
@@ -412,7 +406,7 @@ API = LEAST.replace("{gpu:", "{api: {models: [{model: a, input_usd_per_million: 
             ["gpu.dcgm_url: nobody asks it, since gpu.source is nvml"],
         ),
         (LEAST + "alerts: {idle_usd_per_hour: 6}\n", ["alerts: alert thresholds are not on the page yet"]),
-        (LEAST + "limits: {body_bytes: 2MiB}\n", ["limits: these limits are not applied yet"]),
+        (LEAST + "limits: {body_bytes: 2MiB}\n", []),
         (LEAST.replace("{gpu:", "{network: {usd_per_gb: 1}, gpu:"), []),
         (LEAST.replace("{gpu:", "{api: {compare_with: {provider: a, model: b}}, gpu:"), []),
         (API, []),
@@ -560,9 +554,9 @@ def test_check_config_finds_nothing_to_say_of_the_example() -> None:
 
 def test_check_config_warns_and_is_content(tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
-    file.write_text(LEAST + "cascades: [{name: a, tiers: [b]}]\n", encoding="utf-8")
+    file.write_text(LEAST + "alerts: {idle_usd_per_hour: 6}\n", encoding="utf-8")
     done = run("check-config", file)
-    assert (done.returncode, done.stderr) == (0, f"{file}: warning: cascades: cascades are not counted yet\n")
+    assert (done.returncode, done.stderr) == (0, f"{file}: warning: alerts: alert thresholds are not on the page yet\n")
 
 
 def test_check_config_tells_each_problem_on_one_line(tmp_path: Path) -> None:

@@ -575,6 +575,44 @@ APIS = (
     ),
 )
 
+SHOWBACK = (
+    bad(
+        "a wait for events that is too short or too long",
+        GOOD + "usage: {settle: 500ms}\n",
+        "config.yml:3: usage.settle: expected 1 s to 3600 s, found 0.5 s",
+    ),
+    bad(
+        "features that are labels of ours, or named twice",
+        GOOD + "features:\n  known: [a, other,\n    a]\n",
+        "config.yml:4: features.known[1]: expected another name, since 'other' is a label of ours, found it",
+        "config.yml:5: features.known[2]: expected each feature once, found 'a' again",
+    ),
+    bad(
+        "value that is more than all",
+        GOOD + "features: {value_ratio: {a: 0.7, b: 0.4}}\n",
+        "config.yml:3: features.value_ratio: expected shares that sum to at most 1, found 1.1",
+    ),
+    bad(
+        "cascades that lead nowhere",
+        GOOD + "cascades:\n- {name: a, tiers: [b]}\n- {name: a, tiers: [b, c, b]}\n",
+        "config.yml:4: cascades[0].tiers: expected at least two, found 1",
+        "config.yml:5: cascades[1].name: expected one that no other has, found 'a' again",
+        "config.yml:5: cascades[1].tiers[2]: expected each tier once, found 'b' again",
+    ),
+    bad(
+        "a cascade of engines that are not there",
+        GOOD + "cascades: [{name: a, tiers: [b, c], source: engines}]\n",
+        "config.yml:3: cascades[0].tiers[0]: expected the tier of an engine, since source is engines, found 'b'",
+        "config.yml:3: cascades[0].tiers[1]: expected the tier of an engine, since source is engines, found 'c'",
+    ),
+    bad(
+        "a budget of a feature's storage",
+        GOOD + "budgets: [{name: a, daily_usd: 1, match: {feature: f, category: storage}}]\n",
+        "config.yml:3: budgets[0].match.category: expected one of api, compute, compute_busy beside a feature or a "
+        "team, found 'storage'",
+    ),
+)
+
 THRESHOLDS = (
     bad(
         "a budget without a limit",
@@ -686,7 +724,7 @@ SEVERAL = (
     ),
 )
 
-BAD = (*SYNTAX, *KEYS, *SHAPES, *SCALARS, *ENGINES, *GPUS, *MONEYS, *APIS, *THRESHOLDS, *SEVERAL)
+BAD = (*SYNTAX, *KEYS, *SHAPES, *SCALARS, *ENGINES, *GPUS, *MONEYS, *APIS, *SHOWBACK, *THRESHOLDS, *SEVERAL)
 
 
 @pytest.mark.timeout(20)
