@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from benchmarks import cap, gpus, ledger, pages, process
+from benchmarks import cap, features, gpus, ledger, pages, process, usage
 from exporter.config.model import Gpu, GpuSource
 from tests.nvml.stub import NoCompilerError
 
@@ -146,6 +146,21 @@ def checks() -> list[Result]:
     return found
 
 
+def showback() -> list[Result]:
+    events, many = usage.measure(), features.measure()
+    name = f"usage events, durable, batches of {usage.BATCH} over {usage.CONNECTIONS} connections"
+    page = f"{features.FEATURES} features x {features.MODELS} models, {many.series} series"
+    rate, size = events.per_cpu_second, f"{many.page_bytes / 2**20:.1f} MiB"
+    return [
+        Result(f"{name}, in a second of one core", f"{rate:,.0f}", ">= 20,000", rate >= 20_000),
+        Result(f"{name}, as fast as they are acknowledged", f"{events.per_second:,.0f} a second", "", None),
+        Result(f"{name}, p99 of a body", f"{events.p99_seconds * 1e3:.0f} ms", "", None),
+        Result(f"{page}: CPU of a beat", f"{many.beat_cpu_seconds * 1e3:.0f} ms", "", None),
+        Result(f"{page}: slowest scrape ({size})", f"{many.slowest_scrape_seconds * 1e3:.0f} ms", "", None),
+        Result(f"{page}: RSS", f"{many.rss_mib:.0f} MiB", "", None),
+    ]
+
+
 def keeping(library: Path) -> list[Result]:
     commit, years = ledger.measure(library)
     name = f"commit of a beat, {BESIDE}: {commit.totals:.0f} totals, {commit.state_bytes / 1000:.1f} kB of state"
@@ -192,6 +207,7 @@ def main() -> int:
                 *writing(),
                 *beat(library),
                 *checks(),
+                *showback(),
                 *keeping(library),
                 *running(),
             ]

@@ -1,6 +1,7 @@
 """The composition root: the only place that knows the config and the parts. Makes them, joins them, ends them."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -19,22 +20,24 @@ from exporter.beat import Beat
 from exporter.books import Books
 from exporter.clock import Clock, SystemClock
 from exporter.config.load import load, warnings
-from exporter.config.model import BudgetApi, Config, Engine, OnFatal, Role
+from exporter.config.model import Config, Engine, OnFatal, Role
 from exporter.config.nodes import ConfigError
 from exporter.config.prices import ApiPrices
 from exporter.config.web import check_tls, load_tls, load_web
 from exporter.core import cap
 from exporter.core.api_prices import ApiPrice, Wanted
 from exporter.core.snapshot import ConfigView, Snapshot
+from exporter.intake import Intake
 from exporter.sources.http import new_session
 from exporter.sources.list_prices import api_prices
 from exporter.sources.names import Resolver
 from exporter.storage import Storage
 from exporter.watch import LostDriverError
-from exporter.web.bearer import Tokens
+from exporter.web.bearer import Tokens, UsageTokens
 from exporter.web.board import Board
 from exporter.web.budgets import BudgetDesk
 from exporter.web.server import Guard, make_app
+from exporter.web.usage import UsageDesk
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -77,7 +80,7 @@ class App:
         self._tls: ssl.SSLContext | None = None
         self._client_ca: bytes | None = None  # None: no TLS
         self._web_files: tuple[Path, ...] = ()
-        self._tokens = Tokens()
+        self._tokens, self._usage_tokens = Tokens(), UsageTokens()
         self._token_files: tuple[Path, ...] = ()
         self._web_ready = asyncio.Event()
         self._config: Config | None = None
@@ -92,6 +95,7 @@ class App:
         self._beat: Beat | None = None
         self._books = Books()
         self._storage = Storage(options.storage, self._books, self._clock)
+        self._intake = Intake(self._books)
         self._board = Board(self._clock, self._empty_snapshot(), own_page)
 
     async def run(self) -> None:
@@ -111,7 +115,9 @@ class App:
             raise UnusableError(problems + about_storage, exit_code=2)
         self._tell(problems)
         desk = BudgetDesk(self._board, self._books, self._clock, self._tokens, self._engines)
-        app = make_app(self._board, self._guard, desk, self.reload)
+        usage = UsageDesk(self._board, self._books, self._clock, self._usage_tokens, self._intake.rules)
+        routes = [*desk.routes(), *usage.routes()]
+        app = make_app(self._board, self._guard, routes, desk.overrides, self.reload)
         runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=_GOODBYE_SECONDS)
         await runner.setup()
         try:
@@ -182,7 +188,7 @@ class App:
         """Load the config; returns its problems, and leaves the last good one in force."""
         try:
             config = self._options.config or load(self._options.config_file or Path())
-            self._take_tokens(config.budget_api)
+            self._take_tokens(config)
         except ConfigError as error:
             return error.lines
         now = self._clock.now()
@@ -192,6 +198,7 @@ class App:
         found = (*warnings(config), *cap.warnings(config, now.wall), *self._unpriced)
         self._view = ConfigView(successful=True, last_success=now.unix_seconds, warnings=found)
         self._config = config
+        self._intake.plan(config, self._prices)
         if self._beat is not None:
             self._beat.plan(config, self._prices)
         else:
@@ -212,17 +219,21 @@ class App:
             self._view = replace(self._view, warnings=(*self._view.warnings, *problems))
             for line in problems:
                 log.warning("config: %s", line)
+            if self._config is not None:
+                self._intake.plan(self._config, prices)
             if self._beat is not None and self._config is not None:
                 self._beat.config_view = self._view
                 self._beat.plan(self._config, prices)
 
-    def _take_tokens(self, config: BudgetApi) -> None:
-        """Read the tokens of the budgets' routes, and watch their files; raises ConfigError."""
-        files = tuple(Path(name) for name in config.files())
+    def _take_tokens(self, config: Config) -> None:
+        """Read all tokens, and watch their files; raises ConfigError."""
+        files = tuple(Path(name) for name in (*config.budget_api.files(), *(one.file for one in config.usage.tokens)))
         if files != self._token_files:
             self._token_files = files
             self._seen = self._signature()
-        self._tokens.adopt(config)
+        UsageTokens().adopt(config.usage)  # what cannot be read changes nothing of the others
+        self._tokens.adopt(config.budget_api)
+        self._usage_tokens.adopt(config.usage)
 
     def _load_web(self) -> list[str]:
         """Load the web config; while there has been no good one, nothing but the probes is open."""
@@ -290,6 +301,8 @@ class App:
             self._beat = Beat(self._config, self._clock, self._books, session, self._board.publish)
             self._beat.config_view = self._view
             self._beat.plan(self._config, self._prices)
+            gc.collect()
+            gc.freeze()  # what is there now stays, and no collection has to look at it again
             try:
                 await self._beat.run()
             except LostDriverError as error:

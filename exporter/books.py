@@ -262,6 +262,11 @@ class Books:
             return {}
         return {kind: dict(totals) for kind, totals in self._shown.items()}
 
+    @property
+    def has_beaten(self) -> bool:
+        """Whether a beat has ended: engines and their models are known as far as they answer."""
+        return self._now > 0
+
     def shown(self, kind: Kind) -> Mapping[tuple[str, ...], int]:
         """Return the totals of a kind that may be shown, by labels; they go on moving."""
         return self._shown[kind]

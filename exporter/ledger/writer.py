@@ -239,9 +239,10 @@ class Ledger:
             change = (work.change or Change()).merged(*(verdict.change for verdict in verdicts))
             new = self._new_accounts(change)
             rows.open_accounts(connection, new)
-            rows.write(connection, change, self._ids | new)
+            ids = self._ids | new if new else self._ids
+            rows.write(connection, change, ids)
             self._expect_same_files()
-        self._ids = self._ids | new
+        self._ids = ids
         return verdicts
 
     def _new_accounts(self, change: Change) -> dict[Account, int]:

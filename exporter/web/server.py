@@ -1,6 +1,6 @@
 """Routes, and who may take them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -8,11 +8,11 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from exporter.config.web import WebConfig
+from exporter.core.cap import Override
 from exporter.page import CONTENT_TYPE
 from exporter.web import landing, snapshot_json
 from exporter.web.auth import BasicAuth
 from exporter.web.board import Board
-from exporter.web.budgets import BudgetDesk
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,9 +39,17 @@ class Guard:
 
 
 def make_app(
-    board: Board, guard: Guard, desk: BudgetDesk, reload: Callable[[], Awaitable[list[str]]]
+    board: Board,
+    guard: Guard,
+    desks: Iterable[web.RouteDef],
+    overrides: Callable[[], Mapping[str, Override]],
+    reload: Callable[[], Awaitable[list[str]]],
 ) -> web.Application:
-    """Make the application; `reload` returns why the config could not be reloaded, nothing when it was."""
+    """Make the application.
+
+    `desks` are the routes that change something; `overrides` are those of budgets in force; `reload` returns why the
+    config could not be reloaded, nothing when it was.
+    """
 
     async def metrics(request: web.Request) -> web.Response:
         page = board.page()
@@ -70,7 +78,7 @@ def make_app(
         return web.Response(body=snapshot_json.encode(board.snapshot), content_type="application/json")
 
     async def home(_: web.Request) -> web.Response:
-        return web.Response(text=landing.render(board.snapshot, desk.overrides()), content_type="text/html")
+        return web.Response(text=landing.render(board.snapshot, overrides()), content_type="text/html")
 
     app = web.Application(middlewares=[_guarded(guard)], client_max_size=_LARGEST_BODY_BYTES)
     app.add_routes(
@@ -82,8 +90,7 @@ def make_app(
             web.post("/-/reload", reloaded),
             web.put("/-/reload", reloaded),
             web.get("/v1/snapshot", snapshot),
-            web.post("/v1/usage", _elsewhere(board)),
-            *desk.routes(),
+            *desks,
         ]
     )
     return app
@@ -95,23 +102,6 @@ def _takes_gzip(accepted: str) -> bool:
         if name == "gzip":
             return weight.strip("0.") != "" or not weight
     return False
-
-
-def _elsewhere(board: Board) -> Handler:
-    """Usage events belong to the hub of a fleet; a sidecar says so, a lone exporter does not read them yet."""
-
-    async def answer(_: web.Request) -> web.Response:
-        hub = board.snapshot.hub_url
-        if board.snapshot.role != "sidecar":
-            return web.json_response({"error": "this version does not read usage events"}, status=501)
-        where = (
-            f"post usage to the hub: {hub.rstrip('/')}/v1/usage"
-            if hub
-            else "post usage to the hub (set hub_url to name it here)"
-        )
-        return web.json_response({"error": f"a sidecar takes no usage events; {where}"}, status=421)
-
-    return answer
 
 
 def _guarded(guard: Guard) -> Middleware:

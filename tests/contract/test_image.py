@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(300)
 
 BIN = Path(sys.executable).parent
 BASE_PATH = "/usr/local/bin:/usr/bin:/bin"
-LARGEST_BYTES = 45_000_000
+LARGEST_BYTES = 55_000_000
 GLIBC = {"bookworm": (2, 36), "trixie": (2, 41)}
 FROM_OUTSIDE = re.compile(r"HOME|UV_CACHE_DIR|(PIP|UV_INDEX|UV_DEFAULT_INDEX|SSL_CERT)\w*|\w+_proxy", re.IGNORECASE)
 

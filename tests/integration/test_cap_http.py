@@ -108,7 +108,7 @@ async def staged(
     empty = Snapshot(at=now, version="0", role="lone", interval_seconds=0.0, accounting_start=None, config=view)
     board = Board(clock, empty, lambda: b"")
     desk = BudgetDesk(board, books, clock, tokens or Tokens(), lambda: config.engines)
-    app = make_app(board, Guard(), desk, never)
+    app = make_app(board, Guard(), desk.routes(), desk.overrides, never)
     try:
         async with new_session() as metering, aiohttp.ClientSession() as session, TestServer(app) as server:
             assert isinstance(server, TestServer)
@@ -903,7 +903,8 @@ async def test_the_guard_stands_before_these_routes_as_well():
     view = ConfigView(successful=True, last_success=0.0)
     empty = Snapshot(at=0.0, version="0", role="lone", interval_seconds=0.0, accounting_start=None, config=view)
     board = Board(clock, empty, lambda: b"")
-    app = make_app(board, Guard(broken=True), BudgetDesk(board, Books(), clock, Tokens()), never)
+    desk = BudgetDesk(board, Books(), clock, Tokens())
+    app = make_app(board, Guard(broken=True), desk.routes(), desk.overrides, never)
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
         for method, path in (("GET", CHECK), ("POST", CHECK + "/x"), ("GET", "/v1/budgets"), ("POST", OVERRIDE)):
             async with session.request(method, server.make_url(path)) as reply:

@@ -171,15 +171,19 @@ class Vllm:
 class Exporter:
     """Our exporter as users start it."""
 
-    def __init__(self, engine_url: str, folder: Path) -> None:
+    def __init__(self, engine_url: str, folder: Path, config: str = "") -> None:
+        """Read an engine; `config` stands in the place of flags."""
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._engine_url = engine_url
         self._log = folder / "exporter.log"
+        self._flags = [f"--engine.url={engine_url}", f"--gpu.usd-per-hour={USD_PER_HOUR}", "--gpu.count=1"]
+        self._flags.append(f"--interval={INTERVAL:g}s")
+        if config:
+            (folder / "config.yml").write_text(config, encoding="utf-8")
+            self._flags = [f"--config.file={folder / 'config.yml'}", f"--storage.path={folder / 'ledger'}"]
 
     def __enter__(self) -> Self:
         command = [
-            *(sys.executable, "-m", "exporter", "serve", f"--engine.url={self._engine_url}"),
-            *(f"--gpu.usd-per-hour={USD_PER_HOUR}", "--gpu.count=1", f"--interval={INTERVAL:g}s"),
+            *(sys.executable, "-m", "exporter", "serve", *self._flags),
             f"--web.listen-address={self.url.removeprefix('http://')}",
         ]
         self._process = started(command, f"{self.url}/-/ready", self._log)

@@ -16,6 +16,7 @@ import random
 import sys
 import time
 import urllib.parse
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class Result:
 
     outcome: collections.Counter[str] = field(default_factory=collections.Counter)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     first_error: str | None = None
     seconds: float = 0.0
@@ -54,6 +56,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--keep-eos", action="store_true", help="let the model stop by itself (default: ignore_eos)")
     p.add_argument("--max-seconds", type=float, default=120)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--usage-url", help="where a usage event of each answer is posted")
+    p.add_argument("--feature", default="load", help="of the usage events")
     args = p.parse_args()
     if urllib.parse.urlsplit(args.url).hostname not in ("127.0.0.1", "localhost", "::1"):
         p.error("--url: only a loopback address")
@@ -73,10 +77,14 @@ def body(args: argparse.Namespace, rng: random.Random) -> dict[str, Any]:
     return payload
 
 
-async def usage_of(reply: aiohttp.ClientResponse, *, stream: bool) -> dict[str, int]:
+def cached(usage: dict[str, Any]) -> int:
+    return int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+
+async def usage_of(reply: aiohttp.ClientResponse, *, stream: bool) -> dict[str, Any]:
     if not stream:
         return dict((await reply.json())["usage"])
-    usage: dict[str, int] = {}
+    usage: dict[str, Any] = {}
     async for line in reply.content:
         if line.startswith(b"data: {"):
             usage = json.loads(line[6:]).get("usage") or usage
@@ -102,7 +110,24 @@ async def one(
     else:
         result.outcome["ok"] += 1
         result.prompt_tokens += usage["prompt_tokens"]
+        result.cached_tokens += cached(usage)
         result.completion_tokens += usage["completion_tokens"]
+        if args.usage_url:
+            await post_usage(session, args, usage)
+
+
+async def post_usage(session: aiohttp.ClientSession, args: argparse.Namespace, usage: dict[str, Any]) -> None:
+    event = {
+        "id": str(uuid.uuid4()),
+        "feature": args.feature,
+        "model": args.model,
+        "input_tokens": usage["prompt_tokens"],
+        "cached_input_tokens": cached(usage),
+        "output_tokens": usage["completion_tokens"],
+    }
+    async with session.post(args.usage_url, json=event) as reply:
+        if reply.status != 202:
+            raise SystemExit(f"{args.usage_url}: {reply.status} {await reply.text()}")
 
 
 async def main() -> None:

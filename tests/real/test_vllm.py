@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,76 @@ def falls(pages: list[Page]) -> list[str]:
         for (name, labels), value in before.counters("").items()
         if after.samples.get((name, labels), -1.0) < value
     ]
+
+
+SETTLE_SECONDS = 45
+FEATURES = ("summary", "search", "chat")
+MEASURED = (
+    "vllm:request_prefill_time_seconds_sum",
+    "vllm:request_decode_time_seconds_sum",
+    "vllm:prompt_tokens_total",
+    "vllm:prompt_tokens_cached_total",
+    "vllm:generation_tokens_total",
+)
+LOADS = {
+    "summary": ("--prompt-words=100-200", "--output-tokens=5-20", "--requests=20"),
+    "search": ("--prompt-words=5-20", "--output-tokens=5-30", "--requests=30"),
+    "chat": ("--prompt-words=20-60", "--output-tokens=60-120", "--requests=10"),
+}
+CONFIG = """\
+interval: {interval}s
+engines: [{{name: chat, url: "{url}"}}]
+gpu: {{source: none}}
+prices: {{gpu: {{usd_per_hour: {usd}}}}}
+usage: {{settle: {settle}s}}
+"""
+
+
+def test_an_app_of_three_features_pays_by_its_tokens(vllm: Vllm, tmp_path: Path, measured: Measured) -> None:
+    """All in one settling window, by the weights that the engine itself measured in it; the bill is what it was."""
+    config = CONFIG.format(interval=INTERVAL, url=vllm.url, usd=USD_PER_HOUR, settle=SETTLE_SECONDS)
+    with Exporter(vllm.url, tmp_path, config) as exporter:
+        exporter.fresh_page()
+        began = vllm.idle_page()
+        wait_for("a window begins", lambda: time.time() % SETTLE_SECONDS < 1, seconds=2 * SETTLE_SECONDS)
+        before, started = exporter.fresh_page(), time.monotonic()
+        with ThreadPoolExecutor() as apps:
+            posts = {feature: apps.submit(_post, vllm, exporter, feature) for feature in FEATURES}
+            billed = {feature: post.result() for feature, post in posts.items()}
+        ended = vllm.idle_page()
+        assert time.monotonic() - started < SETTLE_SECONDS - 5, "this machine is too slow for one window"
+        after = wait_for("the window is settled", lambda: _settled(exporter), seconds=3 * SETTLE_SECONDS)
+    moved = {name: ended.total(name) - began.total(name) for name in MEASURED}
+    computed = moved[MEASURED[2]] - moved[MEASURED[3]]
+    a_prompt_token, an_output_token = moved[MEASURED[0]] / computed, moved[MEASURED[1]] / moved[MEASURED[4]]
+    work = {
+        feature: (one["prompt_tokens"] - one["cached_tokens"]) * a_prompt_token
+        + one["completion_tokens"] * an_output_token
+        for feature, one in billed.items()
+    }
+    paid = {feature: after.total("llmcost_attributed_spend_usd_total", feature=feature) for feature in FEATURES}
+    unattributed = after.total("llmcost_attributed_spend_usd_total", feature="unattributed")
+    busy = after.total(SPEND, category="compute_busy") - before.total(SPEND, category="compute_busy")
+    coverage = after.value("llmcost_attribution_coverage_ratio", engine="chat", window="1h")
+    measured(billed=billed, paid=paid, unattributed=unattributed, busy=busy, coverage=coverage, moved=moved)
+    assert coverage == 1.0
+    assert sum(paid.values()) + unattributed == pytest.approx(busy, abs=1e-6)
+    assert unattributed == pytest.approx(0, abs=0.02 * busy)
+    for feature in FEATURES:
+        assert paid[feature] / sum(paid.values()) == pytest.approx(work[feature] / sum(work.values()), rel=0.02)
+    assert after.total(SPEND, category="api") == 0
+    elapsed = sum(after.total(SPEND, category=f"compute_{name}") for name in ("busy", "idle", "loading"))
+    assert after.total(SPEND) == pytest.approx(elapsed), "events cost nothing"
+
+
+def _post(vllm: Vllm, exporter: Exporter, feature: str) -> dict[str, int]:
+    told = (f"--usage-url={exporter.url}/v1/usage", f"--feature={feature}", f"--seed={FEATURES.index(feature)}")
+    billed: dict[str, int] = vllm.load(*LOADS[feature], "--concurrency=2", *told)
+    return billed
+
+
+def _settled(exporter: Exporter) -> Page | None:
+    """The page once every event's window is closed."""
+    page = exporter.page()
+    done = page.total("llmcost_attribution_pending_usd") == 0
+    return page if done and page.total("llmcost_attributed_spend_usd_total", feature="chat") else None
