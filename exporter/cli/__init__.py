@@ -13,6 +13,7 @@ _COMMANDS: Final = {
     "record": "record",
     "replay": "replay",
     "doctor": "doctor",
+    "report": "report",
 }
 
 
