@@ -49,7 +49,8 @@ engines:
   - {name: chat, url: "http://127.0.0.1:8000", kind: vllm, models: [llama, alias], tier: fast, workload: batch,
      ttft_target: 250ms, gpus: 3/7}
   - {name: sum, url: "https://[::1]:8001/stats", tier: balanced,
-     gpus: [GPU-1, {uuid: GPU-2, share: 0.25}, {uuid: MIG-3, slices: 3}], token_file: /run/token, ca_file: /run/ca.pem, timeout: 1s, disaggregation: decode, min_replicas: 0,
+     gpus: [GPU-1, {uuid: GPU-2, share: 0.25}, {uuid: MIG-3, slices: 3}],
+     token_file: /run/token, ca_file: /run/ca.pem, timeout: 1s, disaggregation: decode, min_replicas: 0,
      max_output_tokens_per_second: 2500}
 gpu: {source: nvml, dcgm_url: null, select: [GPU-1], name: NVIDIA A10G}
 prices:
