@@ -12,6 +12,7 @@ from exporter import __version__
 from exporter.books import Books
 from exporter.clock import NANOSECONDS, Clock, Instant
 from exporter.config.model import Config, Engine, Role
+from exporter.core.alerting import thresholds
 from exporter.core.api_prices import ApiPrice, Wanted
 from exporter.core.attribution import showback_accounts, usage_accounts
 from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
@@ -233,6 +234,11 @@ class Beat:
             sources=tuple(self._source_views()),
             totals=self._books.totals(),
             budgets=self._budgets(now),
+            alert_thresholds={
+                (alert, severity): value
+                for alert, severity, value in thresholds(self.config.alerts)
+                if value is not None
+            },
             showback=self._showback(now),
             ledger=self._books.ledger(),
         )

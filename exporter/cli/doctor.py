@@ -20,6 +20,7 @@ from exporter.clock import NANOSECONDS, Instant, SystemClock
 from exporter.config.load import warnings
 from exporter.config.model import Config, Engine
 from exporter.core import cap
+from exporter.core.alerting import thresholds
 from exporter.core.budgets import cap_mode, limits
 from exporter.core.gpu_readings import Total
 from exporter.core.gpus import GpuMeter
@@ -200,3 +201,6 @@ def _thresholds(config: Config) -> Iterator[Finding]:
         if engine.ttft_target_seconds is None:
             yield NOTE, f"{engine.name}: ttft: off, since a {engine.workload} engine has no ttft_target"
         yield NOTE, f"{engine.name}: at least {min_replicas(engine)} replica(s), since it is {engine.workload}"
+    for alert, severity, value in thresholds(config.alerts):
+        text = "off, as alerts in the config says" if value is None else f"{severity} beyond {value:g}"
+        yield NOTE, f"{alert}: {text}"

@@ -8,7 +8,7 @@ from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from exporter.config import showback
-from exporter.config.model import Alerts, Budget, CapMode, Config, Engine, Gpu, GpuShare, GpuSource, Match, Role, Usage
+from exporter.config.model import Budget, CapMode, Config, Engine, Gpu, GpuShare, GpuSource, Match, Role, Usage
 from exporter.config.nodes import parse_as, read_file
 from exporter.config.prices import ApiModel, DatedPrice, GpuPrice, NetworkPrice, Prices
 
@@ -268,7 +268,6 @@ def warnings(config: Config) -> list[str]:
             config.role is Role.SIDECAR and config.usage != Usage(),
             "usage events belong to the hub: a sidecar takes none",
         ),
-        "alerts": (config.alerts != Alerts(), "alert thresholds are not on the page yet"),
         "gpu.dcgm_url": (
             config.gpu.dcgm_url is not None and config.gpu.source in (GpuSource.NVML, GpuSource.NONE),
             f"nobody asks it, since gpu.source is {config.gpu.source}",

@@ -259,15 +259,34 @@ class Scaling(Section, frozen=True, kw_only=True):
 class EscalationThresholds(Section, frozen=True, kw_only=True):
     """Escalation rates that warn and page."""
 
-    warning: Ratio = Decimal("0.3")
-    critical: Ratio = Decimal("0.4")
+    warning: Ratio | None = Decimal("0.3")
+    critical: Ratio | None = Decimal("0.4")
+
+
+class BurnRates(Section, frozen=True, kw_only=True):
+    """Multiples of the pace that uses exactly the limit: in an hour 14.4 is 2 % of 30 days, 3.6 is 15 % of a day."""
+
+    fast_month: Positive | None = Decimal("14.4")
+    fast_day: Positive | None = Decimal("3.6")
+    slow_month: Positive | None = Decimal(3)  # above what a day's high tide comes to
 
 
 class Alerts(Section, frozen=True, kw_only=True):
-    """Thresholds that the alert rules read from the page."""
+    """Thresholds that the alert rules read from the page; null switches an alert off."""
 
     escalation_ratio: EscalationThresholds = EscalationThresholds()
-    idle_usd_per_hour: Money = Decimal(5)
+    idle_usd_per_hour: Money | None = Decimal(5)
+    kv_cache_ratio: Ratio | None = Decimal("0.95")
+    burn_rate: BurnRates = BurnRates()
+    forecast_ratio: Positive | None = Decimal(1)
+    exhaustion: Duration | None = 14400.0
+    break_even_ratio: Positive | None = Decimal(1)
+    cold_starts_per_hour: Positive | None = Decimal(3)
+    cold_start: Duration | None = 300.0
+    right_sizing_load_ratio: Ratio | None = Decimal("0.2")
+    overclaimed_ratio: Positive | None = Decimal("1.1")
+    stale_intervals: Positive | None = Decimal(3)
+    throttled_ratio: Ratio | None = Decimal("0.1")
 
 
 class TokenFile(Section, frozen=True, kw_only=True):

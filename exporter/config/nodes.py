@@ -179,7 +179,7 @@ class Reader:
         for key, child in children.items():
             if key not in known:
                 self._unknown_key(key, known, path)
-            elif not _is_null(child) or known[key].required:
+            elif not _is_null(child) or known[key].required or type(None) in get_args(hints[known[key].name]):
                 values[known[key].name] = self.read(child, hints[known[key].name], _join(path, key))
         for key, field in known.items():
             if field.required and key not in children:

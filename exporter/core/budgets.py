@@ -22,8 +22,6 @@ from exporter.core.windows import HOUR, MINUTE, History
 DAY: Final = "day"
 MONTH: Final = "month"
 BURN_WINDOWS: Final = {"5m": 5 * MINUTE, "30m": 30 * MINUTE, "1h": HOUR, "6h": 6 * HOUR, "24h": 24 * HOUR}
-FAST_BURN: Final = {DAY: Fraction("3.6"), MONTH: Fraction("14.4")}  # in an hour 15 % of a day, 2 % of 30 days
-SLOW_BURN: Final = {MONTH: Fraction(3)}  # above what a day's high tide comes to
 _RUNWAY_WINDOW: Final = HOUR
 _FORECAST_DAYS: Final = 7
 _FORECAST_WINDOW: Final = 24 * HOUR

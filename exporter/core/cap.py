@@ -14,9 +14,7 @@ from exporter.config.model import Budget, CapMode, Config, Engine, Match, OnUnkn
 from exporter.config.prices import DatedPrice, GpuPrice
 from exporter.core.budgets import (
     DAY,
-    FAST_BURN,
     MONTH,
-    SLOW_BURN,
     BudgetView,
     EngineCost,
     State,
@@ -36,7 +34,6 @@ from exporter.core.windows import HOUR
 ALLOWED_STATUS: Final = 200
 _NOT_ASKED: Final = ("category", "engine", "tier")  # of the keys of a match: no request can tell them
 _KEYS: Final = {DAY: "daily_usd", MONTH: "monthly_usd"}
-_BURN_ALERTS: Final = {"BudgetBurnFast": FAST_BURN, "BudgetBurnSlow": SLOW_BURN}
 _LONGEST: Final = {DAY: 25 * HOUR, MONTH: (31 * 24 + 1) * HOUR}  # with an hour more, where clocks are put back
 
 
@@ -273,17 +270,22 @@ def unreachable_alerts(config: Config, now: int) -> list[str]:
             continue
         for name, limit in limits(budget).items():
             pace = burn_rate(speed, limit, Period(0, _LONGEST[name]))
-            alerts = [
-                f"{alert} (above {float(least[name]):g})"
-                for alert, least in _BURN_ALERTS.items()
-                if name in least and pace <= float(least[name])
-            ]
+            alerts = [f"{alert} (above {least:g})" for alert, least in _burn_alerts(config, name) if pace <= least]
             if alerts:
                 found.append(
                     f"budgets[{index}].{_KEYS[name]}: {' and '.join(alerts)} can never fire, since at full speed the "
                     f"engines spend {pace:.3g} times the pace that uses the limit"
                 )
     return found
+
+
+def _burn_alerts(config: Config, period: str) -> Iterator[tuple[str, float]]:
+    """Yield the burn alerts that a period has, and from what pace on each fires."""
+    rates = config.alerts.burn_rate
+    fast = rates.fast_day if period == DAY else rates.fast_month
+    slow = rates.slow_month if period == MONTH else None
+    found = (("BudgetBurnFast", fast), ("BudgetBurnSlow", slow))
+    yield from ((alert, float(least)) for alert, least in found if least is not None)
 
 
 def _top_speed(config: Config, match: Match, now: int) -> Fraction | None:

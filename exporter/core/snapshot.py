@@ -147,6 +147,7 @@ class Snapshot:
     gpus: GpusView = GpusView()
     sources: tuple[SourceView, ...] = ()
     budgets: tuple[BudgetView, ...] = ()
+    alert_thresholds: Mapping[tuple[str, str], float] = field(default_factory=dict)  # by alert and severity
     showback: ShowbackView = ShowbackView()
     economics: EconomicsView = EconomicsView()
     ledger: LedgerView | None = None

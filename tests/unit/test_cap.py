@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from exporter.clock import Instant
 from exporter.config.load import parse
 from exporter.config.model import Budget, Cap, CapMode, Config, Engine, Match, OnUnknown
-from exporter.core.budgets import FAST_BURN, SLOW_BURN, BudgetFacts, BudgetMeter, BudgetView, EngineCost, State
+from exporter.core.budgets import BudgetFacts, BudgetMeter, BudgetView, EngineCost, State
 from exporter.core.cap import Asked, Decision, Override, applies, booked_names, decide, unasked_caps, unreachable_alerts
 from exporter.core.money import NANO, Account, Kind, nano_usd
 
@@ -397,9 +397,16 @@ def config(
 
 def test_thresholds_are_those_of_the_burn_alerts():
     """In an hour 15 % of a day and 2 % of thirty days."""
-    assert FAST_BURN["day"] / 24 * 100 == 15
-    assert FAST_BURN["month"] / (30 * 24) * 100 == 2
-    assert SLOW_BURN == {"month": 3}
+    rates = config("{name: a, daily_usd: 1}").alerts.burn_rate
+    assert (rates.fast_day or 0) / 24 * 100 == 15
+    assert (rates.fast_month or 0) / (30 * 24) * 100 == 2
+
+
+def test_an_alert_that_is_switched_off_is_not_unreachable():
+    text = "engines: [{url: 'http://a'}]\nprices: {gpu: {usd_per_hour: 1}}\nbudgets: [{name: a, daily_usd: 1000}]\n"
+    on, off = (parse((text + more).encode(), "config.yml") for more in ("", "alerts: {burn_rate: {fast_day: null}}\n"))
+    assert len(unreachable_alerts(on, NOON)) == 1
+    assert unreachable_alerts(off, NOON) == []
 
 
 @pytest.mark.parametrize(

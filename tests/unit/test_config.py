@@ -37,6 +37,7 @@ from exporter.config.nodes import ConfigError, Reader
 from exporter.config.prices import ApiModel, GpuPrice, OwnedPrice, Prices
 from exporter.config.section import Section, fields
 from exporter.config.units import decimal, seconds, size_bytes
+from exporter.core.alerting import thresholds
 from exporter.core.money import Category
 
 ROOT = Path(__file__).parents[2]
@@ -406,7 +407,7 @@ API = LEAST.replace("{gpu:", "{api: {models: [{model: a, input_usd_per_million: 
             LEAST + "gpu: {source: nvml, dcgm_url: 'http://a:9400'}\n",
             ["gpu.dcgm_url: nobody asks it, since gpu.source is nvml"],
         ),
-        (LEAST + "alerts: {idle_usd_per_hour: 6}\n", ["alerts: alert thresholds are not on the page yet"]),
+        (LEAST + "alerts: {idle_usd_per_hour: 6, kv_cache_ratio: null}\n", []),
         (LEAST + "limits: {body_bytes: 2MiB}\n", []),
         (LEAST.replace("{gpu:", "{network: {usd_per_gb: 1}, gpu:"), []),
         (LEAST.replace("{gpu:", "{api: {compare_with: {provider: a, model: b}}, gpu:"), []),
@@ -555,9 +556,18 @@ def test_check_config_finds_nothing_to_say_of_the_example() -> None:
 
 def test_check_config_warns_and_is_content(tmp_path: Path) -> None:
     file = tmp_path / "config.yml"
-    file.write_text(LEAST + "alerts: {idle_usd_per_hour: 6}\n", encoding="utf-8")
+    file.write_text(SIDECAR + LEAST + "usage: {settle: 1m}\n", encoding="utf-8")
     done = run("check-config", file)
-    assert (done.returncode, done.stderr) == (0, f"{file}: warning: alerts: alert thresholds are not on the page yet\n")
+    text = "usage events belong to the hub: a sidecar takes none"
+    assert (done.returncode, done.stderr) == (0, f"{file}: warning: usage: {text}\n")
+
+
+def test_null_switches_an_alert_off_and_leaves_another_key_at_its_default() -> None:
+    config = read(LEAST + "interval: null\nalerts: {kv_cache_ratio: null, burn_rate: {fast_day: null}}\n")
+    assert (config.interval, config.alerts.kv_cache_ratio, config.alerts.burn_rate.fast_day) == (5.0, None, None)
+    assert config.alerts.burn_rate.fast_month == Decimal("14.4")
+    found = {alert: value for alert, _, value in thresholds(config.alerts)}
+    assert (found["LLMCostKvCacheFull"], found["LLMCostBudgetExhaustionSoon"]) == (None, 4 * 3600.0)
 
 
 def test_check_config_tells_each_problem_on_one_line(tmp_path: Path) -> None:
