@@ -309,7 +309,7 @@ class Limits(Section, frozen=True, kw_only=True):
     attribution_series: WholePositive = 2000
     name_length: WholePositive = 128
     body_bytes: Size = 2**20
-    events_per_day: WholePositive = 10_000_000
+    events_per_day: WholePositive = 8_000_000  # two such days leave the ledger room for money
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -9,6 +9,9 @@ from exporter.ledger.change import Batch, Verdict
 _DAY_SECONDS: Final = 86_400
 _TABLES: Final = ("ids_even", "ids_odd")
 _ASKED_AT_ONCE: Final = 500
+_COUNT: Final = (  # of a table's keys, in meta by its name: to count them anew would take longer with every key
+    "INSERT INTO meta (name, text) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET text = text + excluded.text"
+)
 _DAY: Final = "ids_day"  # in meta: the newest day with keys
 
 
@@ -23,8 +26,15 @@ def rotate(connection: sqlite3.Connection, now: int) -> int:
     if today > newest or not found:
         for day in range(max(today - 1, newest + 1), today + 1):
             connection.execute(f"DELETE FROM {_table(day)}")  # noqa: S608 - the names are ours
+            connection.execute("DELETE FROM meta WHERE name = ?", (_table(day),))
         connection.execute("INSERT OR REPLACE INTO meta (name, text) VALUES (?, ?)", (_DAY, str(today)))
     return max(today, newest)
+
+
+def count(connection: sqlite3.Connection) -> int:
+    """Return how many keys are kept."""
+    (total,) = connection.execute("SELECT sum(text) FROM meta WHERE name IN ('ids_even', 'ids_odd')").fetchone()
+    return int(total or 0)
 
 
 def judge(connection: sqlite3.Connection, batch: Batch, day: int) -> Verdict:
@@ -45,6 +55,7 @@ def judge(connection: sqlite3.Connection, batch: Batch, day: int) -> Verdict:
         return Verdict(conflicts=conflicts)
     fresh = (batch.keys[position] for position in new)
     connection.executemany(f"INSERT INTO {_table(day)} (key, body) VALUES (?, ?)", fresh)  # noqa: S608 - the names are ours
+    connection.execute(_COUNT, (_table(day), len(new)))
     return Verdict(new=new, duplicates=len(batch.keys) - len(new), change=batch.effect(new))
 
 

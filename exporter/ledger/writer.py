@@ -18,6 +18,7 @@ from exporter.ledger.errors import CorruptError, LedgerError, in_words, words
 log = logging.getLogger(__name__)
 
 _LEAST_PAUSE_SECONDS: Final = 1.0
+_KEY_BYTES: Final = 40  # that a key takes in the file, with all around it
 _TOO_MANY_KEYS: Final = "the ledger is full of the keys of two days' deliveries: it takes no more before midnight UTC"
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 
@@ -256,14 +257,11 @@ class Ledger:
     def _most_pages(self) -> int:
         return schema.MAX_PAGES if self.is_durable else schema.MAX_PAGES_IN_MEMORY
 
-    def _used_pages(self) -> int:
-        return schema.pragma(self._connection, "page_count") - schema.pragma(self._connection, "freelist_count")
-
     def _judged(self, deliveries: Sequence[_Delivery]) -> list[Verdict]:
         if not deliveries:
             return []
         day = keys.rotate(self._connection, self._clock.now().wall // NANOSECONDS)
-        if self._used_pages() > self._most_pages * 8 // 10:  # the rest is for money
+        if keys.count(self._connection) > self._most_pages * schema.PAGE_BYTES * 6 // 10 // _KEY_BYTES:
             return [Verdict(problem=_TOO_MANY_KEYS)] * len(deliveries)
         return [keys.judge(self._connection, delivery.batch, day) for delivery in deliveries]
 
@@ -283,7 +281,7 @@ class Ledger:
             self._attempt(partial(self._forget, now))
 
     def _forget(self, now: int) -> None:
-        used = self._used_pages()
+        used = schema.pragma(self._connection, "page_count") - schema.pragma(self._connection, "freelist_count")
         crowded = used > self._most_pages * 9 // 10
         if crowded:  # to end at the bound would be worse
             log.warning("%s: near its bound of %d MiB: its oldest half hour goes", self._path, schema.MAX_BYTES >> 20)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exporter.core.attribution import Claim, Slot
-from exporter.ledger import Batch, Change, Key, Ledger, Verdict
+from exporter.ledger import Batch, Change, Key, Ledger, Verdict, schema, writer
 from tests.fakes import FakeClock
 from tests.ledgers import QUARTER, commit, saved, spend, spent, until, writing
 
@@ -107,6 +107,27 @@ def test_after_a_year_away_no_key_is_left(tmp_path: Path):
         deliver(ledger, delivery(("b", 5)))
         clock.advance(365 * DAY)
         assert list(deliver(ledger, delivery(("a", 5), ("b", 5))).new) == [0, 1]
+
+
+def test_keys_leave_most_of_a_small_ledger_to_money(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Too many deliveries are refused before their keys take the place of what money needs; the next days have room."""
+    monkeypatch.setattr(schema, "MAX_PAGES", 100)
+    clock = FakeClock()
+    clock.advance(DAY - clock.now().unix_seconds % DAY)
+    room = 100 * schema.PAGE_BYTES * 6 // 10 // writer._KEY_BYTES
+    with writing(tmp_path, clock) as ledger:
+        taken = 0
+        while (verdict := deliver(ledger, delivery(*((f"{taken + n:016}", 1) for n in range(100))))).problem is None:
+            taken += len(verdict.new)
+        assert "full of the keys" in (verdict.problem or "")
+        assert room < taken <= room + 100
+        commit(ledger, spent(1))
+        assert ledger.errors == 0
+    with writing(tmp_path, clock) as ledger:
+        assert "full of the keys" in (deliver(ledger, delivery(("a", 1))).problem or "")
+        clock.advance(2 * DAY)
+        assert list(deliver(ledger, delivery(("a", 1))).new) == [0]
+    assert (tmp_path / "ledger.sqlite").stat().st_size < 100 * schema.PAGE_BYTES * 8 // 10
 
 
 def test_a_clock_set_back_forgets_no_key(tmp_path: Path):
