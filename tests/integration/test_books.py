@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from exporter.books import Books, Fate
 from exporter.clock import Instant
@@ -16,7 +18,7 @@ from exporter.core.attribution import Claim, Slot
 from exporter.core.budgets import BudgetFacts
 from exporter.core.cap import Override
 from exporter.core.money import NANO, Account, Entry, Kind
-from exporter.ledger import Batch, Change, Key, Ledger, Verdict
+from exporter.ledger import Batch, Change, Key, Ledger, Saved, Verdict
 from tests.fakes import FakeClock
 from tests.ledgers import saved
 
@@ -208,3 +210,69 @@ async def test_before_the_awaited_ledger_is_there_nothing_is_shown_and_no_overri
     books.await_ledger()
     assert await books.override(override(1), 60) is Fate.NOT_WRITTEN
     assert (books.overrides, books.totals()) == ({}, {})
+
+
+# --- random streams
+
+STEP = st.one_of(
+    st.tuples(st.just("work"), st.integers(0, 10**12), st.integers(0, 5000)),
+    st.tuples(st.just("event"), st.integers(0, 12), st.integers(0, 3000)),  # its number, and how long ago it ended
+    st.tuples(st.just("time"), st.sampled_from((5, 60, 299, 301, 900, -400, 90_000)), st.just(0)),
+    st.tuples(st.just("conflict"), st.integers(0, 12), st.just(0)),
+    st.tuples(st.just("settle"), st.just(0), st.just(0)),
+    st.tuples(st.just("restart"), st.just(0), st.just(0)),
+)
+
+
+class Stream:
+    """Books that live through random steps, and what must be in them by plain arithmetic."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._now, self._delivered = folder, NOW, dict[str, int]()
+        self.busy = 0
+
+    async def live(self, steps: Sequence[tuple[str, int, int]]) -> None:
+        rest = list(steps)
+        while rest:
+            async with kept(self._folder) as books:
+                agree(books)
+                while rest and (step := rest.pop(0))[0] != "restart":
+                    await self._step(books, *step)
+                    agree(books)
+                books.flush({}, (), {"last_beat": str(self._now * NANO)})
+        self._check(saved(self._folder))
+
+    async def _step(self, books: Books, what: str, number: int, more: int) -> None:
+        if what == "work":
+            await work(books, number, more, self._now)
+            self.busy += number
+        elif what == "event":
+            verdict = await claim(books, f"event-{number}", 10 * number, self._now - more, feature=f"f{number % 3}")
+            assert verdict.duplicates == (f"event-{number}" in self._delivered)
+            self._delivered[f"event-{number}"] = number
+        elif what == "time":
+            self._now += number
+        elif what == "conflict" and f"event-{number}" in self._delivered:
+            other = Batch(keys=[Key(f"event-{number}".encode(), b"other")], effect=lambda _: Change(totals={API: 1}))
+            assert (await books.deliver(other, [])).conflicts == [0]
+        elif what == "settle":
+            await books.settle(self._now)
+
+    def _check(self, found: Saved) -> None:
+        of_kind = dict.fromkeys((Kind.SPEND, Kind.ATTRIBUTED), 0)
+        for account, amount in found.totals.items():
+            of_kind[account.kind] = of_kind.get(account.kind, 0) + amount
+        pending = sum(amount for (_, item), amount in found.pending.items() if item[0] == "nano_usd")
+        assert of_kind[Kind.SPEND] == self.busy + 10**7 * len(self._delivered)
+        assert of_kind[Kind.SPEND] == of_kind[Kind.ATTRIBUTED] + pending
+        open_slots = {slot for slot, _ in found.pending} | {slot for slot, _ in found.claims}
+        assert all(slot.start % slot.seconds == 0 for slot in open_slots)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEP, min_size=1, max_size=25))
+def test_both_books_agree_under_any_stream_of_events(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
+):
+    """Duplicates, conflicts, late arrivals, clocks that jump, restarts: to the nano-dollar after each step."""
+    asyncio.run(Stream(tmp_path_factory.mktemp("books")).live(steps))
