@@ -7,6 +7,7 @@ while windows and budgets go by what is posted.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum, auto
@@ -24,8 +25,10 @@ from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.periods import KEPT_QUARTERS, QUARTER, Quarters, merged
 from exporter.core.snapshot import LedgerView
 from exporter.core.windows import EngineTotals, EngineWindows
-from exporter.ledger import Batch, Change, Ledger, Sample, Saved, Verdict
+from exporter.ledger import Batch, Change, Ledger, LedgerError, Sample, Saved, Verdict
 from exporter.showback import Showback
+
+log = logging.getLogger(__name__)
 
 _ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
 _UNOBSERVED: Final = Account(Kind.UNOBSERVED, ())
@@ -306,7 +309,7 @@ class Books:
         held = {}
         for budget in budgets:
             before = self.budgets.get(budget.name)
-            if before and before.budget.match == budget.match:
+            if before and before.is_known and before.budget.match == budget.match:
                 before.adopt(budget)
                 held[budget.name] = before
             else:
@@ -317,8 +320,14 @@ class Books:
         meter = BudgetMeter(budget)
         spent = merged(quarters for account, quarters in self._quarters.items() if meter.matches(account))
         unpriced = merged(quarters for account, quarters in self._quarters.items() if meter.lacks(account))
-        if meter.is_attributed:
+        if not meter.is_attributed:
+            return BudgetMeter(budget, spent=spent, unpriced=unpriced)
+        try:
             spent = merged(self._past([account for account in self._posted if meter.matches(account)]))
+        except LedgerError as error:
+            log.error("budget %s is unknown until the next reload: its past cannot be read: %s", budget.name, error)
+            meter.is_known = False
+            return meter
         return BudgetMeter(budget, spent=spent, unpriced=unpriced)
 
     def _past(self, accounts: Collection[Account]) -> Iterator[Quarters]:

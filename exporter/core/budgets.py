@@ -149,6 +149,7 @@ class BudgetMeter:
         self._spent = spent or Quarters()
         self._unpriced = unpriced or Quarters()
         self._history = _no_history()
+        self.is_known = True  # False where the ledger has a past that could not be read
 
     def adopt(self, budget: Budget) -> None:
         """Go on under another config that matches the same accounts; the windows stay."""
@@ -224,7 +225,7 @@ class BudgetMeter:
             history_complete_ratio=_history_complete_ratio(period, now.wall, facts),
             unpriced=unpriced,
         )
-        if facts.awaits_ledger or (unpriced and not spent):
+        if facts.awaits_ledger or not self.is_known or (unpriced and not spent):
             return blank
         state = state_of(self.budget, spent, limit, unpriced=unpriced)
         return replace(

@@ -16,10 +16,11 @@ class Track:
         self._history = _no_history()
 
     def restore(self, samples: Iterable[tuple[int, Values]], now: Instant, last: Values) -> None:
-        """Bring back what was recorded by Unix second before a restart of ours; what is more than `last` cannot be."""
+        """Bring back what was recorded by Unix second before a restart of ours, if it can lead to `last`."""
         for second, values in sorted(samples):
             age = now.wall - second * NANO
-            if age >= 0 and all(value <= most for value, most in zip(values, last, strict=False)):
+            fits = len(values) == len(last) and all(value <= most for value, most in zip(values, last, strict=True))
+            if age >= 0 and fits:
                 self._history.append(now.monotonic - age, values)
 
     def record(self, at: int, values: Values) -> None:

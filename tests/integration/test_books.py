@@ -183,6 +183,22 @@ async def test_a_budget_of_a_feature_or_a_team_holds_its_part_of_showback(
         assert found == 10**7 + 200
 
 
+async def test_a_budget_whose_past_cannot_be_read_is_unknown_until_it_can(tmp_path: Path):
+    budget = Budget(name="summary", monthly_usd=Decimal(100), match=Match(feature="summary"))
+    async with kept(tmp_path) as books:
+        await work(books, 1000, 40)
+        await claim(books, "a", 10)
+        await books.settle(NOW + 600)
+        books.flush({}, (), {})
+        await books.settled(5)
+        (tmp_path / "ledger.sqlite").rename(tmp_path / "away")
+        books.hold([budget])
+        assert spent(books) is None
+        (tmp_path / "away").rename(tmp_path / "ledger.sqlite")
+        books.hold([budget])
+        assert spent(books) == 10**7 + 250
+
+
 def test_the_bills_own_budgets_see_no_showback():
     books = Books()
     books.hold([Budget(name="all", monthly_usd=Decimal(100))])

@@ -146,7 +146,11 @@ def test_a_track_says_what_moved_in_a_window_and_forgets_what_cannot_be():
     track = Track()
     assert track.moved(0, HOUR) is None
     now = Instant(wall=NOW * NANO, monotonic=100 * HOUR)
-    track.restore([(NOW - 3600, (1, 1)), (NOW - 60, (4, 2)), (NOW - 30, (99, 2)), (NOW + 60, (4, 2))], now, (5, 3))
+    track.restore(
+        [(NOW - 3600, (1, 1)), (NOW - 60, (4, 2)), (NOW - 30, (99, 2)), (NOW + 60, (4, 2)), (NOW - 20, (4,))],
+        now,
+        (5, 3),
+    )
     track.record(now.monotonic, (5, 3))
     assert track.moved(now.monotonic, HOUR) == (HOUR, (4, 2))
     assert track.moved(now.monotonic, HOUR // 60) == (HOUR // 60, (1, 1))
