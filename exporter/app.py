@@ -95,8 +95,8 @@ class App:
         self._beat: Beat | None = None
         self._books = Books()
         self._storage = Storage(options.storage, self._books, self._clock)
-        self._intake = Intake(self._books)
         self._board = Board(self._clock, self._empty_snapshot(), own_page)
+        self._intake = Intake(self._books, self._board)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -194,6 +194,8 @@ class App:
         now = self._clock.now()
         if config.prices.api != self._api or self._prices is None:
             self._api, self._prices, self._unpriced = config.prices.api, None, ()
+            self._prices_wanted.set()
+        elif self._unpriced:  # the list may have failed, and answer now
             self._prices_wanted.set()
         found = (*warnings(config), *cap.warnings(config, now.wall), *self._unpriced)
         self._view = ConfigView(successful=True, last_success=now.unix_seconds, warnings=found)

@@ -59,7 +59,7 @@ class Beat:
         self._meters: dict[str, EngineMeter] = {}
         self._terms: dict[str, Terms] = {}
         self._next: Config | None = None
-        self._prices: Mapping[Wanted, ApiPrice] = {}
+        self._prices: Mapping[Wanted, ApiPrice] | None = None  # None while they are looked up
         self._economics = Economics(books, self._resume)
         machine = machine or Machine()
         self.gpus = GpuWatch(config, session, clock, machine.environ)
@@ -71,9 +71,9 @@ class Beat:
     def plan(self, config: Config, prices: Mapping[Wanted, ApiPrice] | None = None) -> None:
         """Put another config in force at the next beat, which still charges the time before it by the old one.
 
-        `prices` are those of its API models.
+        `prices` are those of its API models, None while they are looked up.
         """
-        self._next, self._prices = config, prices or {}
+        self._next, self._prices = config, prices
 
     async def _replace(self, config: Config) -> None:
         """Adopt another config; what an engine that is gone has pending is booked first."""
@@ -250,7 +250,7 @@ class Beat:
         return ShowbackView(
             pending={
                 engine: pending
-                for engine, pending in showback.pending_nano_usd().items()
+                for engine, pending in {**dict.fromkeys(self._terms, 0), **showback.pending_nano_usd()}.items()
                 if pending or engine in self._terms
             },
             coverage=showback.coverage(now.wall // NANOSECONDS),

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
 _UNOBSERVED: Final = Account(Kind.UNOBSERVED, ())
-BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNOBSERVED)  # what budgets look at
+BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNPRICED_TOKENS, Kind.UNOBSERVED)  # what budgets look at
 LAST_BEAT: Final = "last_beat"  # in meta, Unix nanoseconds: all standing costs before it are booked
 _OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger keeps about it
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
@@ -156,7 +156,8 @@ class Books:
     def _show(self, account: Account, amount: int) -> None:
         shown = self._shown[account.kind]
         shown[account.labels] = shown.get(account.labels, 0) + amount
-        self.showback.show(account, amount)
+        if self._settle_seconds is not None:
+            self.showback.show(account, amount)
 
     def flush(self, states: Mapping[str, bytes | None], samples: Sequence[Sample], meta: Mapping[str, str]) -> None:
         """Hand all that was posted since the last time to the ledger, together with what must agree with it."""
@@ -324,6 +325,8 @@ class Books:
             return BudgetMeter(budget, spent=spent, unpriced=unpriced)
         try:
             spent = merged(self._past([account for account in self._posted if meter.matches(account)]))
+            lacking = [account for account in self._posted if account.kind not in BY_QUARTER and meter.lacks(account)]
+            unpriced = merged([unpriced, *self._past(lacking)])
         except LedgerError as error:
             log.error("budget %s is unknown until the next reload: its past cannot be read: %s", budget.name, error)
             meter.is_known = False

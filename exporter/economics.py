@@ -1,6 +1,7 @@
 """What follows from the books: self-hosting beside an API, and cascades. Each beat posts, remembers and shows it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from exporter.books import Books
@@ -18,6 +19,7 @@ from exporter.core.windows import HOUR, WINDOWS
 from exporter.resume import Resume
 
 _DAY: Final = 24 * HOUR
+_MOST_UNPRICED: Final = 10_000
 
 
 class Economics:
@@ -28,12 +30,20 @@ class Economics:
         self._tracks: dict[str, Track] = {}
         self._config: Config | None = None
         self._api: ApiPrice | None = None
+        self._is_looked_up = True
+        self._unpriced: list[Entry] = []  # tokens that wait for the price of the API
 
-    def adopt(self, config: Config, prices: Mapping[Wanted, ApiPrice]) -> None:
-        """Go by another config, and the API prices that were found for it."""
+    def adopt(self, config: Config, prices: Mapping[Wanted, ApiPrice] | None) -> None:
+        """Go by another config, and the API prices that were found for it; None while they are looked up."""
+        before, self._config = self._config, config
         reference = config.prices.api.compare_with
-        self._config = config
-        self._api = prices.get((reference.provider, reference.model)) if reference else None
+        if reference is None:
+            self._api = None
+        elif prices is not None:
+            self._api = prices.get((reference.provider, reference.model))
+        elif before is None or before.prices.api.compare_with != reference:
+            self._api = None
+        self._is_looked_up = prices is not None or reference is None or self._api is not None
         wanted = dict(self._totals())
         self._tracks = {
             series: self._tracks.get(series) or self._resume.track(series, values) for series, values in wanted.items()
@@ -41,16 +51,22 @@ class Economics:
 
     def follow(self, engine: Engine, entries: Sequence[Entry]) -> Iterator[Entry]:
         """Yield what follows from the entries of one engine's beat."""
-        if self._api is not None and engine.gpus_charged:
+        if not self._is_looked_up and engine.gpus_charged:
+            tokens = [entry for entry in entries if entry.account.kind in break_even.TOKENS]
+            self._unpriced = [*self._unpriced, *tokens][-_MOST_UNPRICED:]
+        elif self._api is not None and engine.gpus_charged:
             yield from break_even.equivalents(entries, self._api)
         for cascade in self._cascades():
             yield from cascades.from_engines(cascade, entries, engine.tier or "")
 
     def due(self, now: Instant) -> Iterator[Entry]:
-        """Yield what first tries cost that were thrown away since the last beat."""
+        """Yield what waited for a price: tokens for the API's, and first tries that were thrown away for their cost."""
+        if self._is_looked_up:
+            waited, self._unpriced = self._unpriced, []
+            yield from break_even.equivalents(waited, self._api) if self._api else ()
         for edge in self._edges():
             escalated, costed = (self._total(kind, edge) for kind in (Kind.ESCALATIONS, Kind.COSTED_ESCALATIONS))
-            cost = cascades.cost_of_a_request(self._moved(_tier(edge.from_tier), now))
+            cost = cascades.cost_of_a_request(self._moved(self._tier(edge.from_tier), now))
             yield from cascades.spent_on_first_tries(edge, escalated, costed, cost, now.wall)
 
     def remember(self, now: Instant) -> None:
@@ -99,7 +115,7 @@ class Economics:
             for engine in self._config.engines:
                 yield _compared(engine.name, self._api), self._of_engine(engine.name, self._api)
         for tier in dict.fromkeys(tier for cascade in self._cascades() for tier in cascade.tiers):
-            yield _tier(tier), self._of_tier(tier)
+            yield self._tier(tier), self._of_tier(tier)
         for edge in self._edges():
             received = self._total(Kind.CASCADE_REQUESTS, (edge.cascade, edge.from_tier))
             yield _step(edge), (received, self._total(Kind.ESCALATIONS, edge))
@@ -107,23 +123,35 @@ class Economics:
     def _of_engine(self, name: str, price: ApiPrice) -> Values:
         """Return what an engine has cost, what the API would have taken, and its requests and output tokens."""
         api_model = break_even.label(price)
-        equivalents = self._books.shown(Kind.API_EQUIVALENT).items()
+        equivalents = self._posted(Kind.API_EQUIVALENT)
         equivalent = sum(total for (engine, _, api), total in equivalents if (engine, api) == (name, api_model))
         totals = self._books.engine_totals(name)
         return totals.spend, equivalent, self._finished({name}), totals.output_tokens
 
-    def _finished(self, engines: Iterable[str]) -> int:
-        counted = self._books.shown(Kind.REQUESTS).items()
+    def _finished(self, engines: Collection[str]) -> int:
+        counted = self._posted(Kind.REQUESTS)
         return sum(total for (engine, _, how), total in counted if engine in engines and how != ABANDONED)
 
     def _of_tier(self, tier: str) -> Values:
         """Return what a tier has cost and the requests that it got, as its engines count them or else events tell."""
-        spent = sum(total for (*_, of), total in self._books.shown(Kind.SPEND).items() if of == tier)
-        engines = {engine.name for engine in self._config.engines if engine.tier == tier} if self._config else set()
-        requests = self._finished(engines)
-        if not requests:
-            requests = sum(total for (*_, of), total in self._books.shown(Kind.FEATURE_REQUESTS).items() if of == tier)
-        return spent, requests
+        spent = sum(total for (*_, of), total in self._posted(Kind.SPEND) if of == tier)
+        engines = self._engines_of(tier)
+        finished = self._finished(engines)
+        models = {model.model for model in self._config.prices.api.models} if self._config else set()
+        told = [(model, total) for (*_, model, of), total in self._posted(Kind.FEATURE_REQUESTS) if of == tier]
+        of_engines = finished or sum(total for model, total in told if model not in models)
+        return spent, of_engines + sum(total for model, total in told if model in models)
+
+    def _engines_of(self, tier: str) -> list[str]:
+        return [engine.name for engine in self._config.engines if engine.tier == tier] if self._config else []
+
+    def _tier(self, tier: str) -> str:
+        """Name the series of a tier by its engines, too: what another one did before does not belong to it."""
+        return f"tier:{tier}:{zlib.crc32(repr(sorted(self._engines_of(tier))).encode()):08x}"
+
+    def _posted(self, kind: Kind) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Yield the labels of all accounts of a kind, and what was posted to each."""
+        return ((labels, self._books.total(Account(kind, labels))) for labels in self._books.shown(kind))
 
     def _moved(self, series: str, now: Instant, window: int = _DAY) -> Values | None:
         track = self._tracks.get(series)
@@ -159,17 +187,14 @@ class Economics:
             moved = self._moved(_step(edge), now, length)
             if moved and moved[0]:
                 ratios[window] = moved[1] / moved[0]
-        costs = [cascades.cost_of_a_request(self._moved(_tier(tier), now)) for tier in (edge.from_tier, edge.to_tier)]
+        tiers = (edge.from_tier, edge.to_tier)
+        costs = [cascades.cost_of_a_request(self._moved(self._tier(tier), now)) for tier in tiers]
         source = next(cascade.source for cascade in self._cascades() if cascade.name == edge.cascade)
         return EdgeView(edge=edge, source=source, ratios=ratios, break_even_ratio=cascades.break_even_ratio(*costs))
 
 
 def _compared(engine: str, price: ApiPrice) -> str:
     return f"api:{engine}:{break_even.label(price)}"
-
-
-def _tier(tier: str) -> str:
-    return f"tier:{tier}"
 
 
 def _step(edge: Edge) -> str:

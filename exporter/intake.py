@@ -7,17 +7,18 @@ from exporter.config.model import Config
 from exporter.core.api_prices import ApiPrice, Wanted
 from exporter.core.money import Kind
 from exporter.core.usage import Directory, Room, Rules
+from exporter.web.board import Board
 
 
 class Intake:
     """Keeps the rules of the ingest."""
 
-    def __init__(self, books: Books) -> None:
-        self._books = books
+    def __init__(self, books: Books, board: Board) -> None:
+        self._books, self._board = books, board
         self._config: Config | None = None
         self._prices: Mapping[Wanted, ApiPrice] | None = None
         self._room: Room | None = None
-        self._seen: Mapping[str, set[str]] = {}
+        self._known: tuple[Mapping[str, set[str]], Mapping[str, str]] = {}, {}
         self._rules: Rules | None = None
 
     def plan(self, config: Config, prices: Mapping[Wanted, ApiPrice] | None) -> None:
@@ -28,17 +29,18 @@ class Intake:
         """Return the rules in force; None before the first beat, and while prices are looked up."""
         if self._config is None or self._prices is None or not self._books.has_beaten:
             return None
-        seen = self._books.seen_models()
-        if self._rules is None or seen != self._seen:
-            self._seen, self._rules = seen, self._made(self._config, self._prices, seen)
+        billed = {engine.name: engine.model for engine in self._board.snapshot.engines}
+        known = self._books.seen_models(), billed
+        if self._rules is None or known != self._known:
+            self._known, self._rules = known, self._made(self._config, self._prices)
         return self._rules
 
-    def _made(self, config: Config, prices: Mapping[Wanted, ApiPrice], seen: Mapping[str, set[str]]) -> Rules:
+    def _made(self, config: Config, prices: Mapping[Wanted, ApiPrice]) -> Rules:
         if self._room is None:
             known = self._books.shown(Kind.FEATURE_REQUESTS)
             self._room = Room(known={(feature, team, model, tier) for feature, team, model, tier in known})
         return Rules(
-            directory=Directory(config.engines, seen, prices),
+            directory=Directory(config.engines, self._known[0], prices, self._known[1]),
             place=self._books.showback.settling.place,
             room=self._room,
             limits=config.limits,

@@ -20,6 +20,7 @@ from exporter.ledger import Sample
 
 _ENGINE, _PEAK, _BUDGET, _GPUS = "engine:", "peak:", "budget:", "gpus"
 _ACCOUNTING_START: Final = "accounting_start"  # Unix nanoseconds
+_LATE: Final = "api:"  # series that may be asked for later: their price is looked up
 _MINUTE: Final = 60
 _PEAK_SECONDS: Final = 300
 _MILLI: Final = 1000
@@ -108,7 +109,7 @@ class Resume:
         states: dict[str, bytes | None] = {_ENGINE + name: meter.state(terms[name]) for name, meter in meters.items()}
         states |= {} if gpus is None else {_GPUS: gpus}
         self._states.clear()  # an engine that comes back later has been away
-        self._series.clear()
+        self._series = {name: past for name, past in self._series.items() if name.startswith(_LATE)}
         gone = self._written - states.keys()
         self._written = set(states)
         meta = {LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}

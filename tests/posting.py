@@ -23,7 +23,7 @@ engines: [{{name: chat, url: "{url}", models: [served], tier: fast}}]
 prices:
   gpu: {{usd_per_hour: 3600}}
   api: {{models: [{{model: api, input_usd_per_million: 0.15, output_usd_per_million: 0.60}}]}}
-usage: {{settle: 1s}}
+usage: {{settle: 3s}}
 """
 
 

@@ -221,7 +221,7 @@ def _record(found: _Report, row: Row) -> dict[str, Any]:
     if found.question.of_showback:
         record["not_attributed"] = row.rest or None
     record |= {
-        "usd": _exact(row.nano_usd),
+        "usd": _exact(row.nano_usd) if row.is_known else None,
         "share_ratio": None if share is None else round(float(share), 6),
         "requests": row.requests,
         "prompt_tokens": row.prompt_tokens,
@@ -319,7 +319,8 @@ def _columns(found: _Report) -> Iterator[_Column]:
     places = next((places for least, places in _PLACES if abs(total) >= least or not rows), _FINEST_PLACES)
     for place, key in enumerate(found.question.by):
         yield _Column(key, [_name(found, row, place) for row in rows], "" if place else "total")
-    yield _Column("usd", [_rounded(row.nano_usd, places) for row in rows], _rounded(total, places))
+    amounts = [_rounded(row.nano_usd if row.is_known else None, places) for row in rows]
+    yield _Column("usd", amounts, _rounded(total, places))
     yield _Column("share", [_percent(found.share(row)) for row in rows])
     yield _Column("requests", [_count(row.requests) for row in rows])
     yield _Column("prompt tokens", [_count(row.prompt_tokens) for row in rows])

@@ -278,7 +278,7 @@ def warnings(config: Config) -> list[str]:
         ),
     }
     found = [f"{key}: {text}" for key, (applies, text) in findings.items() if applies]
-    return [*found, *_tiers(config), *_by_name(config.prices, config.gpu)]
+    return [*found, *showback.warnings(config), *_tiers(config), *_by_name(config.prices, config.gpu)]
 
 
 def _tiers(config: Config) -> list[str]:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Final
 
-from exporter.config.model import CascadeSource, Config, Features, Match
+from exporter.config.model import CascadeSource, Config, Features, Match, Usage
 
 _RESERVED: Final = ("unattributed", "other")  # labels of ours
 _SETTLE_SECONDS: Final = (1.0, 3600.0)
+_FEWEST_BEATS: Final = 12
+_LONGEST_WINDOW_SECONDS: Final = 300.0
 _ATTRIBUTED: Final = ("api", "compute", "compute_busy")  # what showback holds
 _FEWEST_TIERS: Final = 2
 
@@ -20,6 +22,14 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
     yield from _cascades(config)
     for index, budget in enumerate(config.budgets):
         yield from _match(f"budgets[{index}].match", budget.match)
+
+
+def warnings(config: Config) -> list[str]:
+    """Say where windows are so short that money and tokens of one beat often fall into different ones."""
+    window, beats = min(config.usage.settle, _LONGEST_WINDOW_SECONDS), _FEWEST_BEATS * config.interval
+    if window >= beats or config.usage == Usage():
+        return []
+    return [f"usage.settle: windows of {window:g} s are shorter than twelve beats, {beats:g} s: much is unattributed"]
 
 
 def _features(features: Features) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from exporter.core.track import Values
 LEAST_REQUESTS: Final = 50  # fewer tell no mean
 _HOURS_A_DAY: Final = 24
 _SECONDS_A_DAY: Final = 86_400
-_TOKENS: Final = (Kind.PROMPT_TOKENS, Kind.CACHED_PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
+TOKENS: Final = (Kind.PROMPT_TOKENS, Kind.CACHED_PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,12 @@ def equivalents(entries: Iterable[Entry], price: ApiPrice) -> Iterator[Entry]:
     """Yield what the tokens among entries of one engine would have cost at the API when they were counted."""
     counted: dict[tuple[str, str, int], dict[Kind, int]] = {}
     for entry in entries:
-        if entry.account.kind in _TOKENS:
+        if entry.account.kind in TOKENS:
             engine, model, _ = entry.account.labels
-            counted.setdefault((engine, model, entry.at), {})[entry.account.kind] = int(entry.amount)
+            tokens = counted.setdefault((engine, model, entry.at), {})
+            tokens[entry.account.kind] = tokens.get(entry.account.kind, 0) + int(entry.amount)
     for (engine, model, at), tokens in counted.items():
-        amounts = (tokens.get(kind, 0) for kind in _TOKENS)
+        amounts = (tokens.get(kind, 0) for kind in TOKENS)
         yield Entry(account(engine, model, price), equivalent_nano_usd(price, at // NANO, *amounts), at)
 
 

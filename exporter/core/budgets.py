@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from exporter.clock import Instant
 from exporter.config.model import Budget, CapMode, Match
+from exporter.core.attribution import OTHER
 from exporter.core.money import NANO, Account, Category, Kind, cost, nano_usd
 from exporter.core.periods import Period, Quarters, day, month, whole_days
 from exporter.core.windows import HOUR, MINUTE, History
@@ -26,6 +27,7 @@ _RUNWAY_WINDOW: Final = HOUR
 _FORECAST_DAYS: Final = 7
 _FORECAST_WINDOW: Final = 24 * HOUR
 _LEAST_FOR_A_FORECAST: Final = HOUR
+_TOKENS: Final = (Kind.FEATURE_PROMPT_TOKENS, Kind.FEATURE_OUTPUT_TOKENS)
 _COMPUTE: Final = tuple(category for category in Category if category.startswith("compute_"))
 
 
@@ -173,10 +175,17 @@ class BudgetMeter:
         return account.kind is Kind.SPEND and _holds(self.budget.match, account)
 
     def lacks(self, account: Account) -> bool:
-        """Say whether an account counts GPU time whose money would count, had it a price."""
-        return account.kind is Kind.UNPRICED_GPU and any(
-            _holds(self.budget.match, Account(Kind.SPEND, (category, *account.labels[:3]))) for category in _COMPUTE
-        )
+        """Say whether an account counts GPU time or tokens whose money would count, had it a price."""
+        match = self.budget.match
+        if account.kind is Kind.UNPRICED_GPU:
+            return any(_holds(match, Account(Kind.SPEND, (category, *account.labels[:3]))) for category in _COMPUTE)
+        if account.kind is Kind.UNPRICED_TOKENS:
+            as_spend = Account(Kind.SPEND, (Category.API, "", *account.labels, ""))
+            return not self.is_attributed and _holds(match, as_spend)
+        if self.is_attributed and account.kind in _TOKENS and account.labels[2] == OTHER:
+            feature, team, *of = account.labels
+            return _is_part(match, Account(Kind.ATTRIBUTED, (feature, team, "", *of)))
+        return False
 
     def book(self, account: Account, amount: int, at: int) -> None:
         """Book an amount at an instant (Unix nanoseconds), if it concerns this budget."""

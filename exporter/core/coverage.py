@@ -7,6 +7,7 @@ from exporter.core.windows import HOUR, MINUTE
 
 WINDOWS: Final = {"5m": 5 * MINUTE, "1h": HOUR, "24h": 24 * HOUR}
 _KEPT_SECONDS: Final = 25 * 3600
+_MOST_SLOTS: Final = 90_000  # of a second each
 _SECOND: Final = 1_000_000_000
 
 
@@ -14,7 +15,8 @@ class Coverage:
     """Tokens claimed and counted in each settled slot of one engine."""
 
     def __init__(self) -> None:
-        self._slots: deque[tuple[int, int, int]] = deque()  # Unix second of its end, tokens claimed, tokens counted
+        # Unix second of its end, tokens claimed, tokens counted
+        self._slots: deque[tuple[int, int, int]] = deque(maxlen=_MOST_SLOTS)
 
     def add(self, end: int, claimed: int, counted: int) -> None:
         """Add a slot that ended at a Unix second."""

@@ -82,6 +82,7 @@ class Row:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     nano_usd_per_million_output: Fraction | None = None
+    is_known: bool = True  # False where nothing is booked, and something had no price
 
 
 class _Cell(NamedTuple):
@@ -276,6 +277,7 @@ def _row(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         nano_usd_per_million_output=priced,
+        is_known=bool(nano_usd or rest) or is_priced(key),
     )
 
 

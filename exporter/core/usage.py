@@ -52,6 +52,7 @@ class Directory:
         engines: Sequence[Engine],
         seen: Mapping[str, Collection[str]],
         prices: Mapping[tuple[str | None, str], ApiPrice],
+        billed: Mapping[str, str] | None = None,
     ) -> None:
         """Look up in these.
 
@@ -59,7 +60,9 @@ class Directory:
             engines: the config's.
             seen: by engine, the names of models that its page has ever told.
             prices: of APIs, by provider (None: none is named) and model.
+            billed: by engine, the name that its spend has now.
         """
+        self._billed = billed or {}
         self.engines = {engine.name: engine for engine in engines}
         self._seen = {engine.name: frozenset(seen.get(engine.name, ())) - _NO_NAMES for engine in engines}
         self._by_model: dict[str, list[Engine]] = {}
@@ -95,8 +98,10 @@ class Directory:
         return next(wanted, found[0] if found else None)
 
     def _canonical(self, engine: Engine, model: str) -> str:
-        """Return the one name that stands for what an engine serves."""
-        seen = self._seen[engine.name]
+        """Return the one name that stands for what an engine serves: as it is billed, where that tells one."""
+        seen, billed = self._seen[engine.name], self._billed.get(engine.name, UNKNOWN_MODEL)
+        if billed not in _NO_NAMES:
+            return billed
         if engine.models:
             return engine.models[0]
         if model in seen:

@@ -16,17 +16,18 @@ _DAY: Final = "ids_day"  # in meta: the newest day with keys
 
 
 def rotate(connection: sqlite3.Connection, now: int) -> int:
-    """Forget the keys of the days before yesterday; returns the day that keys belong to now.
+    """Forget the keys of the days before the newest one there was; returns the day that keys belong to now.
 
-    After the clock (Unix seconds) was set back they belong to the newest day that there was.
+    After the clock (Unix seconds) was set back they belong to the newest day that there was. However far it is ahead,
+    one look at it forgets no more than the older of the two tables.
     """
     found = connection.execute("SELECT text FROM meta WHERE name = ?", (_DAY,)).fetchone()
     today = now // _DAY_SECONDS
     newest = int(found[0]) if found else today
     if today > newest or not found:
-        for day in range(max(today - 1, newest + 1), today + 1):
-            connection.execute(f"DELETE FROM {_table(day)}")  # noqa: S608 - the names are ours
-            connection.execute("DELETE FROM meta WHERE name = ?", (_table(day),))
+        if found:
+            connection.execute(f"DELETE FROM {_table(newest + 1)}")  # noqa: S608 - the names are ours
+            connection.execute("DELETE FROM meta WHERE name = ?", (_table(newest + 1),))
         connection.execute("INSERT OR REPLACE INTO meta (name, text) VALUES (?, ?)", (_DAY, str(today)))
     return max(today, newest)
 

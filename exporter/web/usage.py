@@ -127,7 +127,8 @@ class UsageDesk:
         sender = self._sender(request)
         rules = self._rules()
         if rules is None:
-            raise _Refusal(503, "not ready: the first beat is yet to come", retry_after=_CROWDED_SECONDS)
+            text = "not ready: the first beat, or a price that is looked up, is yet to come"
+            raise _Refusal(503, text, retry_after=_CROWDED_SECONDS)
         size = _size(request, rules.limits.body_bytes)
         if not self._gate.enter(size):
             text = f"expected at most {_MOST_BODIES} bodies or {_MOST_BYTES >> 20} MiB at once, found more"

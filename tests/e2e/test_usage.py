@@ -104,7 +104,7 @@ def test_a_token_bound_to_a_team_posts_for_that_team_alone(tmp_path: Path):
     config, token = tmp_path / "config.yml", tmp_path / "token"
     token.write_text("secret-of-docs\n")
     text = CONFIG.format(url="http://127.0.0.1:9").replace(
-        "{settle: 1s}", f"{{tokens: [{{file: {token}, team: docs}}]}}"
+        "{settle: 3s}", f"{{tokens: [{{file: {token}, team: docs}}]}}"
     )
     config.write_text(text)
     one = json.dumps({"feature": "summary", "model": "api"}).encode()

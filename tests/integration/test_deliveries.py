@@ -99,13 +99,22 @@ def test_keys_are_kept_for_a_day_or_two(tmp_path: Path, hours: int, is_known: bo
         assert deliver(ledger, delivery(("a", 5))).duplicates == is_known
 
 
-def test_after_a_year_away_no_key_is_left(tmp_path: Path):
+@pytest.mark.parametrize("days", [1, 2, 3, 365])
+def test_one_look_at_a_clock_that_is_ahead_forgets_no_more_than_the_older_keys(tmp_path: Path, days: int):
+    """However far: the next rotation comes when that clock has gone on for a day, or was put right before."""
     clock = FakeClock()
     with writing(tmp_path, clock) as ledger:
         deliver(ledger, delivery(("a", 5)))
         clock.advance(DAY)
         deliver(ledger, delivery(("b", 5)))
-        clock.advance(365 * DAY)
+        clock.step_wall(days * DAY)
+        deliver(ledger, delivery(("c", 5)))
+        clock.step_wall(-days * DAY)
+        assert deliver(ledger, delivery(("b", 5), ("c", 5))).duplicates == 2
+        clock.step_wall(days * DAY)
+        for number in range(3):
+            clock.advance(DAY)
+            deliver(ledger, delivery((f"day {number}", 5)))
         assert list(deliver(ledger, delivery(("a", 5), ("b", 5))).new) == [0, 1]
 
 
@@ -125,8 +134,10 @@ def test_keys_leave_most_of_a_small_ledger_to_money(tmp_path: Path, monkeypatch:
         assert ledger.errors == 0
     with writing(tmp_path, clock) as ledger:
         assert "full of the keys" in (deliver(ledger, delivery(("a", 1))).problem or "")
-        clock.advance(2 * DAY)
-        assert list(deliver(ledger, delivery(("a", 1))).new) == [0]
+        for _ in range(2):
+            clock.advance(DAY)
+            last = deliver(ledger, delivery(("a", 1)))
+        assert list(last.new) == [0]
     assert (tmp_path / "ledger.sqlite").stat().st_size < 100 * schema.PAGE_BYTES * 8 // 10
 
 

@@ -40,6 +40,13 @@ def test_a_million_tokens_in_and_out_are_worth_their_list_price():
     assert found == Entry(Account(Kind.API_EQUIVALENT, ("chat", "m", "openai/mini")), 75 * NANO // 100, NOW * NANO)
 
 
+def test_several_series_of_an_engine_are_added_up():
+    """Data-parallel ranks, and servers whose prompt tokens are the sum of two counters."""
+    entries = [counted(Kind.OUTPUT_TOKENS, 10), counted(Kind.OUTPUT_TOKENS, 30), counted(Kind.PROMPT_TOKENS, 5)]
+    (found,) = break_even.equivalents(entries, price(input="1", output="1"))
+    assert found.amount == 45_000
+
+
 def test_cached_tokens_are_worth_the_price_of_cached_ones():
     entries = [counted(Kind.PROMPT_TOKENS, 10**6), counted(Kind.CACHED_PROMPT_TOKENS, 10**6)]
     (found,) = break_even.equivalents(entries, price(input="0.15", output="0.60", cached_input="0.075"))

@@ -355,6 +355,27 @@ def test_unknown_price_is_never_zero():
     assert (view.state, view.periods["day"].spent, view.periods["month"].spent) == (State.UNKNOWN, None, None)
 
 
+@pytest.mark.parametrize(
+    ("match", "account", "is_unknown"),
+    [
+        ({}, Account(Kind.UNPRICED_TOKENS, ("other",)), True),
+        ({"category": "api"}, Account(Kind.UNPRICED_TOKENS, ("other",)), True),
+        ({"category": "storage"}, Account(Kind.UNPRICED_TOKENS, ("other",)), False),
+        ({"engine": "chat"}, Account(Kind.UNPRICED_TOKENS, ("other",)), False),
+        ({"feature": "f"}, Account(Kind.FEATURE_OUTPUT_TOKENS, ("f", "t", "other", "")), True),
+        ({"feature": "f"}, Account(Kind.FEATURE_OUTPUT_TOKENS, ("f", "t", "priced", "")), False),
+        ({"feature": "f"}, Account(Kind.FEATURE_OUTPUT_TOKENS, ("g", "t", "other", "")), False),
+        ({"team": "t"}, Account(Kind.FEATURE_PROMPT_TOKENS, ("g", "t", "other", "")), True),
+        ({"feature": "f", "engine": "chat"}, Account(Kind.FEATURE_OUTPUT_TOKENS, ("f", "t", "other", "")), False),
+    ],
+)
+def test_unknown_price_of_tokens_is_never_zero(match: Mapping[str, str], account: Account, is_unknown: bool):
+    meter = BudgetMeter(budget(match=match))
+    meter.book(account, 7, utc("2026-11-23T10:00"))
+    view = meter.view(Instant(utc("2026-11-23T12:00"), 0), since("2026-11-20", engine()))
+    assert (view.state is State.UNKNOWN) == is_unknown
+
+
 def test_unknown_price_of_yesterday_is_not_today():
     view = spent(budget(), "2026-11-23T12:00", ("1", "2026-11-23"), unpriced="2026-11-22")
     assert (view.periods["day"].state, view.periods["month"].state, view.state) == ("ok", "unknown", "unknown")
