@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from exporter.clock import Instant
 from exporter.config.model import Budget, CapMode, Match
 from exporter.core.attribution import OTHER
+from exporter.core.matching import holds, is_part
 from exporter.core.money import NANO, Account, Category, Kind, cost, nano_usd
 from exporter.core.periods import Period, Quarters, day, month, whole_days
 from exporter.core.windows import HOUR, MINUTE, History
@@ -171,20 +172,20 @@ class BudgetMeter:
     def matches(self, account: Account) -> bool:
         """Say whether an account's money counts: of the bill or, where a feature or team is named, of showback."""
         if self.is_attributed:
-            return account.kind is Kind.ATTRIBUTED and _is_part(self.budget.match, account)
-        return account.kind is Kind.SPEND and _holds(self.budget.match, account)
+            return account.kind is Kind.ATTRIBUTED and is_part(self.budget.match, account)
+        return account.kind is Kind.SPEND and holds(self.budget.match, account)
 
     def lacks(self, account: Account) -> bool:
         """Say whether an account counts GPU time or tokens whose money would count, had it a price."""
         match = self.budget.match
         if account.kind is Kind.UNPRICED_GPU:
-            return any(_holds(match, Account(Kind.SPEND, (category, *account.labels[:3]))) for category in _COMPUTE)
+            return any(holds(match, Account(Kind.SPEND, (category, *account.labels[:3]))) for category in _COMPUTE)
         if account.kind is Kind.UNPRICED_TOKENS:
             as_spend = Account(Kind.SPEND, (Category.API, "", *account.labels, ""))
-            return not self.is_attributed and _holds(match, as_spend)
+            return not self.is_attributed and holds(match, as_spend)
         if self.is_attributed and account.kind in _TOKENS and account.labels[2] == OTHER:
             feature, team, *of = account.labels
-            return _is_part(match, Account(Kind.ATTRIBUTED, (feature, team, "", *of)))
+            return is_part(match, Account(Kind.ATTRIBUTED, (feature, team, "", *of)))
         return False
 
     def book(self, account: Account, amount: int, at: int) -> None:
@@ -347,11 +348,11 @@ def state_of(budget: Budget, spent: int | None, limit: int, *, unpriced: bool) -
 def own_part(match: Match, engine: EngineCost) -> EngineCost:
     """Return the part of an engine's cost that a budget pays for."""
 
-    def holds(category: Category) -> bool:
-        return _holds(match, Account(Kind.SPEND, (category, engine.name, engine.model, engine.tier)))
+    def pays(category: Category) -> bool:
+        return holds(match, Account(Kind.SPEND, (category, engine.name, engine.model, engine.tier)))
 
-    standing = {category: rate for category, rate in engine.standing.items() if holds(category)}
-    if any(map(holds, _COMPUTE)):
+    standing = {category: rate for category, rate in engine.standing.items() if pays(category)}
+    if any(map(pays, _COMPUTE)):
         return replace(engine, standing=standing)
     return replace(engine, standing=standing, compute=Fraction(0))
 
@@ -375,23 +376,6 @@ def _warn_ratios(budget: Budget) -> list[Decimal]:
 
 def _is_attributed(budget: Budget) -> bool:
     return budget.match.feature is not None or budget.match.team is not None
-
-
-def _holds(match: Match, account: Account) -> bool:
-    """Say whether an account of the bill has each key given; `compute` is every category that begins with it."""
-    category, *others = account.labels
-    is_of_category = match.category in (None, category) or category.startswith(f"{match.category}_")
-    wanted = (match.engine, match.model, match.tier)
-    return is_of_category and all(key in (None, label) for key, label in zip(wanted, others, strict=True))
-
-
-def _is_part(match: Match, account: Account) -> bool:
-    """Say whether an account of showback has each key given; without an engine it is API spend, else busy compute."""
-    feature, team, engine, model, tier = account.labels
-    category = Category.COMPUTE_BUSY if engine else Category.API
-    wanted = (match.feature, feature), (match.team, team)
-    is_theirs = all(key in (None, label) for key, label in wanted)
-    return is_theirs and _holds(match, Account(Kind.SPEND, (category, engine, model, tier)))
 
 
 def _is_known(period: Period, facts: BudgetFacts) -> bool:
