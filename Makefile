@@ -65,6 +65,9 @@ types: setup  ## mypy, strict
 layers: setup  ## imports point one way
 	@$(BIN)/lint-imports --no-logo >/tmp/layers.$$$$ 2>&1 || { cat /tmp/layers.$$$$; rm -f /tmp/layers.$$$$; exit 1; }; rm -f /tmp/layers.$$$$
 
+rules: setup  ## mutation test of the alert rules: each small change must fail one of their tests (minutes)
+	@$(BIN)/python -m tests.rules_mutants
+
 audit: setup  ## known vulnerabilities in what is locked; asks the advisory service, so it needs the internet
 	@$(UV) export --quiet --locked --no-dev --no-emit-project --format requirements-txt > $(VENV)/locked.txt
 	@$(BIN)/pip-audit --strict --progress-spinner off --disable-pip -r $(VENV)/locked.txt

@@ -18,7 +18,7 @@ ALERTS = [rule for rule in RULES if rule.is_alert]
 PROMISED = """
     QueueDepthHigh QueueDepthLow GpuUtilizationHigh GpuUtilizationLow TtftTargetMissed TtftComfortable KvCacheFull
     InteractiveScaledToZero
-    BudgetWarning BudgetHardCap BudgetBurnFast BudgetBurnSlow BudgetForecastOver BudgetExhaustionSoon
+    BudgetWarning BudgetHardCap BudgetUnknown BudgetBurnFast BudgetBurnSlow BudgetForecastOver BudgetExhaustionSoon
     EscalationRateHigh EscalationRateCritical EscalationAboveBreakEven CostAboveBreakEven IdleSpendHigh
     ColdStartsFrequent ColdStartSlow RightSizingCandidate UnpricedTokens UsageOverclaimed
     SourceDown SourceStale LedgerWriteFailed ConfigReloadFailed GpuLost GpuThrottled GpuMemoryErrors
