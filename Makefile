@@ -9,7 +9,7 @@ GPU_USD_PER_HOUR ?= 0.80
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-real test-envoy check golden docs format lint types layers rules audit bench soak image clean
+.PHONY: help setup run demo dashboards test test-real test-envoy check golden docs format lint types layers rules audit bench soak image clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ else
 	$(BIN)/llm-cost-exporter serve --engine.url=http://$(REPLAY) --engine.name=replayed --gpu.usd-per-hour=$(GPU_USD_PER_HOUR) $(SERVE_FLAGS)
 endif
 
+demo: setup  ## two replayed engines, features, budgets, Prometheus, Alertmanager, Grafana where there is one; Ctrl-C ends all
+	@$(BIN)/python -m demo
+
 test: setup  ## all tests that need nothing but this machine
 	@$(BIN)/python -m pytest -q
 
@@ -51,6 +54,9 @@ golden: setup  ## write the golden pages anew; review the diff
 
 docs: setup  ## write docs/metrics.md anew from the table of metrics
 	@$(BIN)/python docs/generate.py
+
+dashboards: setup  ## write grafana/dashboards/*.json anew from grafana/*.py
+	@$(BIN)/python -m grafana
 
 format: setup  ## format and fix what can be fixed
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
