@@ -17,9 +17,10 @@ ROOT: Final = Path(__file__).parent.parent
 TARGET: Final = frozenset({"cluster", "namespace", "job", "instance", "pod", "container", "node"})  # the scrape's
 FOREIGN: Final[Mapping[str, frozenset[str]]] = {
     "up": frozenset(),
-    "ALERTS": frozenset({"alertname", "alertstate", "severity", "action"}),
+    "ALERTS": frozenset({"alertname", "alertstate", "severity", "action", "engine", "budget", "period"}),
     "process_cpu_seconds_total": frozenset(),  # prometheus_client's
     "process_start_time_seconds": frozenset(),
+    "process_resident_memory_bytes": frozenset(),
 }
 COUNTING: Final = frozenset({"count", "count_values", "group"})
 VALUELESS: Final = frozenset({"absent", "absent_over_time", "present_over_time", "count_over_time", "changes", "resets",
@@ -180,6 +181,8 @@ class Reader:
 
     def _labels_of_aggregate(self, aggregate: promql.AggregateExpr) -> frozenset[str]:
         named, inner = frozenset(aggregate.modifier.labels if aggregate.modifier else ()), self.labels(aggregate.expr)
+        if str(aggregate.op) in {"topk", "bottomk"}:
+            return inner
         is_without = aggregate.modifier is not None and aggregate.modifier.type == promql.AggModifierType.Without
         return inner - named if is_without else inner & named
 
