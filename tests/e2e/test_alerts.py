@@ -5,24 +5,20 @@ webhook of ours. What is told is exactly what the tables below say.
 """
 
 import contextlib
-import http.client
 import http.server
 import json
-import os
 import re
-import shutil
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 from tests.faster import differences, faster
+from tests.monitoring import daemon, get, program, wait
 from tests.processes import REPOSITORY, Exporter, free_port, replayed, running
 
 FASTER = 20
@@ -133,54 +129,6 @@ def served(answer: Callable[[str, bytes], bytes]) -> Iterator[int]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def program(name: str) -> str:
-    """The path of a program that CI installs."""
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is not installed, and .ci/run should have done so")
-    return path or pytest.skip(
-        f"THE ALERTS ARE NOT TESTED: {name} is missing"
-        " (apt-get install --no-install-recommends prometheus prometheus-alertmanager)"
-    )
-
-
-def wait(condition: Callable[[], bool], what: str, seconds: float = 30, more: Callable[[], object] = str) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, f"{what}: not within {seconds} s; {more()}"
-        time.sleep(0.05)
-
-
-def get(port: int, path: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read()
-        return json.loads(body) if response.status == 200 and body[:1] in b"[{" else response.status
-    finally:
-        connection.close()
-
-
-@contextlib.contextmanager
-def daemon(folder: Path, command: list[str], port: int) -> Iterator[None]:
-    """Run a server until it is ready, and end it."""
-    log = folder / f"{Path(command[0]).name}.log"
-
-    def ready() -> bool:
-        assert process.poll() is None, log.read_text()
-        with contextlib.suppress(OSError):
-            return bool(get(port, "/-/ready") == 200)
-        return False
-
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-        try:
-            wait(ready, f"{command[0]} is ready")
-            yield
-        finally:
-            process.kill()
 
 
 def told_to(webhook: int, route: str) -> str:
