@@ -33,11 +33,18 @@ class Board:
 
     def page(self) -> Page:
         """Return the page; after three missed beats only its counters and health families."""
-        if not self.expects_beats or self.age_seconds() <= MISSED_BEATS * self.snapshot.interval_seconds:
+        if not self._has_missed_beats():
             return self._page
         if self._old_page is None:
             self._old_page = self._writer.write(self.snapshot, self._own(), only_staying=True)
         return self._old_page
+
+    def stands_seconds(self) -> float | None:
+        """Say how long ago the last beat was, where three were missed; None while it goes on or has yet to begin."""
+        return self.age_seconds() if self.snapshot.interval_seconds and self._has_missed_beats() else None
+
+    def _has_missed_beats(self) -> bool:
+        return self.expects_beats and self.age_seconds() > MISSED_BEATS * self.snapshot.interval_seconds
 
     def is_alive(self) -> bool:
         """Tell whether the beat has shown life in the last minute, or has never had to."""

@@ -20,7 +20,7 @@ _LARGEST_BODY_BYTES: Final = 2**20
 _OPEN: Final = ("/-/healthy", "/-/ready")  # a kubelet has no password, and they tell nothing
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 
 
@@ -75,10 +75,12 @@ def make_app(
         )
 
     async def snapshot(_: web.Request) -> web.Response:
-        return web.Response(body=snapshot_json.encode(board.snapshot), content_type="application/json")
+        return web.Response(body=snapshot_json.encode(board.snapshot, overrides()), content_type="application/json")
 
     async def home(_: web.Request) -> web.Response:
-        return web.Response(text=landing.render(board.snapshot, overrides()), content_type="text/html")
+        text = landing.render(board.snapshot, overrides(), board.stands_seconds())
+        headers = {"Content-Security-Policy": landing.POLICY, "Cache-Control": "no-store"}
+        return web.Response(text=text, content_type="text/html", headers=headers)
 
     app = web.Application(middlewares=[_guarded(guard)], client_max_size=_LARGEST_BODY_BYTES)
     app.add_routes(
@@ -118,13 +120,19 @@ def _guarded(guard: Guard) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        headers = {**_HEADERS, **guard.config.http_server_config.headers}
         try:
             response = await refusal(request) or await handler(request)
         except web.HTTPException as error:
-            error.headers.update(headers)
+            _add_headers(error, guard.config)
             raise
-        response.headers.update(headers)
+        _add_headers(response, guard.config)
         return response
 
     return check
+
+
+def _add_headers(response: web.StreamResponse, config: WebConfig) -> None:
+    """Add ours, but for those that the handler has set; the web config's go before both."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.update(config.http_server_config.headers)

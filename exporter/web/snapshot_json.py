@@ -1,23 +1,24 @@
 """The snapshot as JSON, for scripts.
 
 Counters are integers in the unit that their kind names (of GPUs: nanoseconds, nanojoules, bytes, counts), gauges in the
-unit of their family; times are Unix seconds.
+unit of their family; times are Unix seconds. Budgets are as `GET /v1/budgets` tells them, in exact US dollars.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from exporter.core.break_even import BreakEvenView
+from exporter.core.cap import Override
 from exporter.core.cascades import EdgeView
 from exporter.core.gpus import GpuView
 from exporter.core.money import LABELS
 from exporter.core.snapshot import EngineView, GpusView, Snapshot
+from exporter.web import budgets_json
 
 
-def encode(snapshot: Snapshot) -> bytes:
-    """Return a snapshot as JSON."""
-    return msgspec.json.encode(
+def encode(snapshot: Snapshot, overrides: Mapping[str, Override]) -> bytes:
+    """Return a snapshot as JSON, with the overrides in force by budget."""
+    return budgets_json.encode(
         {
             "at": snapshot.at,
             "version": snapshot.version,
@@ -28,6 +29,7 @@ def encode(snapshot: Snapshot) -> bytes:
             "engines": [_engine(engine) for engine in snapshot.engines],
             "gpus": _gpus(snapshot.gpus),
             "sources": snapshot.sources,
+            "budgets": [budgets_json.budget(view, overrides.get(view.budget.name)) for view in snapshot.budgets],
             "break_even": [_break_even(view) for view in snapshot.economics.break_even],
             "cascades": [_step(view) for view in snapshot.economics.edges],
             "attribution": {
@@ -36,6 +38,7 @@ def encode(snapshot: Snapshot) -> bytes:
                     {"engine": engine, "window": window, "ratio": ratio}
                     for (engine, window), ratio in snapshot.showback.coverage.items()
                 ],
+                "value_ratio": snapshot.showback.value_ratios,
             },
             "totals": [
                 {"kind": kind, "labels": dict(zip(LABELS[kind], labels, strict=True)), "amount": amount}

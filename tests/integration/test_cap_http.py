@@ -589,10 +589,9 @@ async def test_the_page_and_the_list_show_budgets_and_overrides():
         await spent(stage, 11)
         await stage.override({"amount_usd": 50, "for": "1h", "reason": "<i>"})
         page = (await stage.ask("/")).body.decode()
-        row = "<td>inference</td><td>day</td><td>over</td><td>enforce</td><td>50 USD more until 2026-"
-        assert row in page
+        for said in ("over the limit</span>", "$11.00 of $10.00", "$11.00 of $1,000.00", "50 USD more until 2026-"):
+            assert said in page
         assert "&lt;i&gt;" in page
-        assert '<td class="n">11.00</td><td class="n">1,000.00</td>' in page
         assert "<b>" not in page
         shown = (await stage.ask("/v1/budgets")).json
         assert (shown["age_seconds"], [each["name"] for each in shown["budgets"]]) == (0, ["inference", "<b>"])
