@@ -14,6 +14,7 @@ from exporter.config.units import POSITIVE
 from exporter.sources.recording import Loop, Playback, RecordingError, read
 
 _LOOK_SECONDS: Final = 0.05
+_HANG_UP_SECONDS: Final = 0.1  # for a client that keeps its connection; 0 would mean for ever
 
 
 @click.command()
@@ -85,7 +86,7 @@ class ReplayedEngine:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        await self._server.shutdown(timeout=0)
+        await self._server.shutdown(timeout=_HANG_UP_SECONDS)
 
     async def _open(self) -> None:
         host, port = self._listen

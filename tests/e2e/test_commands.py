@@ -1,5 +1,6 @@
 """record, replay and doctor, as processes."""
 
+import http.client
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporter.sources.recording import read
+from tests.monitoring import wait
 from tests.processes import RECORDING, REPOSITORY, free_port, replayed, running
 
 WITH_FILE = """\
@@ -79,6 +81,24 @@ def test_replay_refuses_connections_while_nothing_was_there(tmp_path: Path):
     found = [record.error for record in read(out)]
     assert found[0] == "refused: Connection refused"
     assert None in found
+
+
+def test_replay_ends_while_somebody_keeps_a_connection(tmp_path: Path):
+    port = free_port()
+    with running(tmp_path, "replay", str(RECORDING), f"--listen-address=127.0.0.1:{port}", "--skip=165s") as replay:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        wait(lambda: answers(connection), "it answers")
+        assert replay.end() == 0
+        connection.close()
+
+
+def answers(connection: http.client.HTTPConnection) -> bool:
+    try:
+        connection.request("GET", "/metrics")
+        return len(connection.getresponse().read()) > 0
+    except OSError:
+        connection.close()
+        return False
 
 
 @pytest.mark.parametrize("file", ["missing.jsonl.xz", "bad.jsonl.xz"])
