@@ -284,9 +284,10 @@ def test_every_value_of_two_healthy_gpus(fleet: dict[str, Rig]):
         labels = dict(word.split("=") for word in words)
         wanted |= {of(gpu, family, **labels): value for gpu, value in enumerate(values)}
     found = {name: value for name, value in page.items() if "uuid=" in name}
+    lived = time.time() - page["process_start_time_seconds{}"]
     for gpu in (0, 1):
         with_time = {family: found.pop(of(gpu, family)) for family in WITH_TIME}
-        assert with_time["gpu_busy_seconds_total"] == pytest.approx(SAID["gpu_utilization_ratio"][gpu] * 10, rel=0.9)
+        assert 1 < with_time["gpu_busy_seconds_total"] <= SAID["gpu_utilization_ratio"][gpu] * lived
         assert 0 <= with_time["gpu_sample_age_seconds"] < 2.5
         assert with_time["nvml_polls_total"] >= 10
         assert 0 < with_time["nvml_poll_seconds_total"] < 5
