@@ -9,7 +9,7 @@ GPU_USD_PER_HOUR ?= 0.80
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo dashboards test test-real test-envoy check golden docs format lint types layers rules audit bench soak image clean
+.PHONY: help setup run demo dashboards deploy test test-real test-envoy check golden docs format lint types layers rules audit bench soak image clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,14 @@ docs: setup  ## write docs/metrics.md anew from the table of metrics
 
 dashboards: setup  ## write grafana/dashboards/*.json anew from grafana/*.py
 	@$(BIN)/python -m grafana
+
+DEPLOY := deploy/kubernetes
+RENDER := $(BIN)/llm-cost-exporter manifests --config.file $(DEPLOY)/base/config.yml
+deploy: setup  ## write anew what deploy/ has from the config: sidecar, PodMonitor, PrometheusRule, ScaledObject
+	@$(RENDER) sidecar-patch > $(DEPLOY)/base/sidecar.yaml
+	@$(RENDER) podmonitor > $(DEPLOY)/monitoring/pod-monitor.yaml
+	@$(RENDER) prometheusrule > $(DEPLOY)/monitoring/prometheus-rule.yaml
+	@$(RENDER) scaledobject --requests-per-replica=32 --cold-start=10m > $(DEPLOY)/keda/scaled-object.yaml
 
 format: setup  ## format and fix what can be fixed
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .

@@ -14,6 +14,8 @@ _COMMANDS: Final = {
     "replay": "replay",
     "doctor": "doctor",
     "report": "report",
+    "lint": "lint",
+    "manifests": "manifests",
 }
 
 

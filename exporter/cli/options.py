@@ -55,6 +55,23 @@ class Address(click.ParamType[tuple[str | None, int]]):
         return host or None, int(match[2])
 
 
+class UnusableError(click.ClickException):
+    """Nothing can be done with what was given; the message is one line."""
+
+    exit_code = 2
+
+
+class OneLine(click.Command):
+    """Says in one line what is wrong with its arguments."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, or end with exit code 2."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise UnusableError(error.format_message()) from None
+
+
 DURATION = ScalarType(units.DURATION, "duration")
 URL = ScalarType(units.URL, "url")
 

@@ -21,7 +21,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from exporter.cli.options import ScalarType, fail, load_or_exit
+from exporter.cli.options import OneLine, ScalarType, UnusableError, fail, load_or_exit
 from exporter.clock import SystemClock
 from exporter.config import units
 from exporter.config.model import Config
@@ -66,22 +66,6 @@ class _Report:
         return self.values.get(row.key[0]) if self.values is not None and not row.rest else None
 
 
-class _UnusableError(click.ClickException):
-    """No report can be made; the message is one line."""
-
-    exit_code = 2
-
-
-class _OneLine(click.Command):
-    """Says in one line what is wrong with its arguments."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            raise _UnusableError(error.format_message()) from None
-
-
 def _date(text: str) -> date:
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII) or int(text[:4]) not in _YEARS:
         raise ValueError(text)
@@ -102,7 +86,7 @@ _MONTH: Final = ScalarType(units.Scalar("a month like 2026-11", lambda text: _da
 _ZONE: Final = ScalarType(units.Scalar("an IANA time zone like Europe/Berlin", _zone), "zone")
 
 
-@click.command(cls=_OneLine)
+@click.command(cls=OneLine)
 @click.option(
     "--storage.path", "storage_path", type=click.Path(path_type=Path), required=True, help="The folder of the ledger."
 )
@@ -162,12 +146,12 @@ def report(  # noqa: PLR0913 - the flags of the command
 def _period(zone: ZoneInfo, now: int, *, first: date | None, end: date | None, **one: date | None) -> Period:
     """Return the period that is asked for; of `one` there is a month or a day."""
     if (first is None) != (end is None):
-        raise _UnusableError("expected --from and --to together, found one of them")
+        raise UnusableError("expected --from and --to together, found one of them")
     if sum(given is not None for given in (first, *one.values())) > 1:
-        raise _UnusableError("expected one of --from with --to, --month and --day, found several")
+        raise UnusableError("expected one of --from with --to, --month and --day, found several")
     if first is not None and end is not None:
         if end <= first:
-            raise _UnusableError(f"expected --to after --from, found {end} and {first}: the day of --to is not in it")
+            raise UnusableError(f"expected --to after --from, found {end} and {first}: the day of --to is not in it")
         return Period(reporting.first_instant(zone, first), reporting.first_instant(zone, end))
     if one["day"] is not None:
         return periods.day(zone, reporting.first_instant(zone, one["day"]))
@@ -175,16 +159,16 @@ def _period(zone: ZoneInfo, now: int, *, first: date | None, end: date | None, *
 
 
 def _expect_answerable(question: Question, config: Config, *, with_value: bool) -> None:
-    """Raise _UnusableError where no answer can be given."""
+    """Raise UnusableError where no answer can be given."""
     problem = reporting.objection(question.by)
     if problem:
-        raise _UnusableError(f"--by: {problem}")
+        raise UnusableError(f"--by: {problem}")
     if question.share_idle and not question.of_showback:
-        raise _UnusableError("--share-idle: expected --by feature or --by team: idle spend is shared over features")
+        raise UnusableError("--share-idle: expected --by feature or --by team: idle spend is shared over features")
     if with_value and question.by != ("feature",):
-        raise _UnusableError("--value: expected --by feature alone: a value is known of features")
+        raise UnusableError("--value: expected --by feature alone: a value is known of features")
     if with_value and not config.features.value_ratio:
-        raise _UnusableError("--value: expected --config.file with features.value_ratio, found none")
+        raise UnusableError("--value: expected --config.file with features.value_ratio, found none")
 
 
 def _read(folder: Path, question: Question, now: int) -> tuple[Saved, History]:

@@ -1,0 +1,129 @@
+"""Rules of a trigger's own keys: thresholds, types, what is missing, what is gone."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Final
+
+from exporter.core.linting.autoscalers import RESOURCES, Signal
+from exporter.core.linting.case import Case
+from exporter.core.linting.findings import Finding, Severity
+from exporter.core.linting.meaning import Unit, Whose, unit, whose
+
+_REQUIRED: Final = ("serverAddress", "query", "threshold")
+_GONE: Final = {"prometheus": ("metricName",), "cpu": ("type",), "memory": ("type",)}
+_LEAST_MILLISECONDS: Final = 100  # nobody promises that many seconds to a first token
+_GREATEST_SHARE: Final = Decimal(1)
+
+
+def null_values(case: Case) -> Iterator[Finding]:
+    """LLM021."""
+    for signal in case.queries():
+        node = signal.node.at("metadata", "ignoreNullValues")
+        if node is None or node.text.lower() not in ("false", "f", "0"):
+            line = node.line if node is not None else signal.node.line_of("metadata")
+            message = "ignoreNullValues is true" if node is not None else "ignoreNullValues is absent, so it is true"
+            yield case.found("LLM021", Severity.ERROR, line, message)
+
+
+def threshold(case: Case) -> Iterator[Finding]:
+    """LLM040."""
+    for signal in case.scaler.signals:
+        node = signal.threshold
+        if node is not None and (node.number is None or node.number <= 0):
+            message = f"the threshold is {node.text[:40]!r}"
+            yield case.found("LLM040", Severity.ERROR, node.line, message)
+        activation = signal.node.at("metadata", "activationThreshold") if signal.source == "prometheus" else None
+        if activation is not None and (activation.number is None or activation.number < 0):
+            message = f"the activation threshold is {activation.text[:40]!r}"
+            yield case.found("LLM040", Severity.ERROR, activation.line, message)
+
+
+def threshold_unit(case: Case) -> Iterator[Finding]:
+    """LLM041."""
+    for signal in case.scaler.signals:
+        value = signal.threshold.number if signal.threshold is not None else None
+        if value is None or value <= 0 or signal.asked is None or signal.threshold is None:
+            continue
+        problem = _misfit(unit(signal.asked), value)
+        if problem:
+            yield case.found("LLM041", Severity.ERROR, signal.threshold.line, f"the threshold is {value:f}, {problem}")
+
+
+def _misfit(found: Unit | None, value: Decimal) -> str:
+    if found is Unit.SHARE and value > _GREATEST_SHARE:
+        return f"and the query answers with {found}"
+    if found is Unit.PERCENT and value <= _GREATEST_SHARE:
+        return f"and the query answers with {found}"
+    if found is Unit.SECONDS and value >= _LEAST_MILLISECONDS:
+        return f"and the query answers in {found}, not in milliseconds"
+    return ""
+
+
+def metric_type(case: Case) -> Iterator[Finding]:
+    """LLM042."""
+    for signal in case.scaler.signals:
+        if signal.source in RESOURCES or signal.source == "cron":
+            continue
+        line = signal.node.line_of("metricType") if signal.is_keda else signal.node.line_of("target", "type")
+        if signal.metric_type == "Utilization":
+            message = f"Utilization for {signal.source or 'a trigger'}: only CPU and memory have it"
+            yield case.found("LLM042", Severity.ERROR, line, message)
+        elif _is_averaged_twice(signal):
+            said = "" if signal.metric_type else " by default"
+            message = f"AverageValue{said} of what is a mean, a ratio or a percentile already"
+            yield case.found("LLM042", Severity.ERROR, line, message)
+
+
+def _is_averaged_twice(signal: Signal) -> bool:
+    if signal.source == "pods" or signal.asked is None:  # for pods it is the mean over them
+        return False
+    by_default = signal.is_keda and not signal.metric_type
+    return (by_default or signal.metric_type == "AverageValue") and whose(signal.asked) is Whose.REPLICA
+
+
+def activation(case: Case) -> Iterator[Finding]:
+    """LLM043."""
+    if not case.scaler.is_keda or not case.scaler.scales_to_zero or case.has_gpu is False:
+        return
+    for signal in case.queries():
+        if signal.node.at("metadata", "activationThreshold") is None:
+            message = "activationThreshold is absent, so anything above 0 starts a replica"
+            yield case.found("LLM043", Severity.NOTE, signal.node.line_of("metadata"), message)
+
+
+def incomplete(case: Case) -> Iterator[Finding]:
+    """LLM044."""
+    spec = case.scaler.spec
+    if not case.target.name:
+        yield case.found("LLM044", Severity.ERROR, spec.line_of("scaleTargetRef"), "scaleTargetRef names nothing")
+    if case.scaler.is_keda and not case.scaler.signals:
+        yield case.found("LLM044", Severity.ERROR, spec.line_of("triggers"), "there is no trigger")
+    for signal in case.scaler.signals:
+        if signal.is_keda and not signal.source:
+            yield case.found("LLM044", Severity.ERROR, signal.node.line, "a trigger has no type")
+    for signal in case.queries():
+        lacking = [key for key in _REQUIRED if signal.node.at("metadata", key) is None]
+        if lacking:
+            line = signal.node.line_of("metadata")
+            yield case.found("LLM044", Severity.ERROR, line, f"the prometheus trigger lacks {', '.join(lacking)}")
+
+
+def not_a_string(case: Case) -> Iterator[Finding]:
+    """LLM045."""
+    for signal in case.scaler.signals:
+        metadata = signal.node.at("metadata") if signal.is_keda else None
+        for key, node in (metadata.fields if metadata is not None else {}).items():
+            if node.value is not None and not node.is_string:
+                what = node.text[:40] if node.text else "a list or a mapping"
+                message = f"{key} is {what}, not a string"
+                yield case.found("LLM045", Severity.ERROR, node.line, message, f'{key}: "{what}".' if node.text else "")
+
+
+def removed_key(case: Case) -> Iterator[Finding]:
+    """LLM081."""
+    for signal in case.scaler.signals:
+        for key in _GONE.get(signal.source, ()) if signal.is_keda else ():
+            node = signal.node.at("metadata", key)
+            if node is not None:
+                message = f"metadata.{key} of a {signal.source} trigger is gone"
+                yield case.found("LLM081", Severity.WARNING, node.line, message)
