@@ -17,6 +17,8 @@ WORKDIR /src
 COPY pyproject.toml uv.lock ./
 RUN uv sync --locked --no-dev --no-install-project
 COPY README.md LICENSE ./
+COPY rules rules/
+COPY grafana/dashboards grafana/dashboards/
 COPY exporter exporter/
 RUN uv sync --locked --no-dev --no-editable
 

@@ -37,7 +37,7 @@ demo: setup  ## two replayed engines, features, budgets, Prometheus, Alertmanage
 	@$(BIN)/python -m demo
 
 test: setup  ## all tests that need nothing but this machine
-	@$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadgroup
+	@$(BIN)/python -m pytest -q --numprocesses=2 --dist=loadfile
 
 test-real: setup  ## the tests against a real vLLM, installed and started on this machine (minutes, some GB)
 	@$(BIN)/python -m pytest -q -m real --timeout=900

@@ -1,4 +1,4 @@
-"""What all tests share: golden pages, and which of them a worker takes together.
+"""What all tests share: golden pages, and their order.
 
 The expected text of a golden page lies beside its test; `--update-golden` writes it anew for a review to read.
 """
@@ -15,19 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden pages anew")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers' plugin reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file with one worker, since they share fixtures.
-
-    Those of the demo stay together, too, so that it runs once, and come last: it runs until the end.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("demo" if _is_of_demo(item) else item.path.name))
-    items.sort(key=_is_of_demo)
-
-
-def _is_of_demo(item: pytest.Item) -> bool:
-    return "demo" in getattr(item, "fixturenames", ())
+    """Run the tests of the demo last: it runs from then on until the end, and takes its part of the machine."""
+    items.sort(key=lambda item: "demo" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "replay": "replay",
     "doctor": "doctor",
     "report": "report",
+    "plan": "plan",
     "lint": "lint",
     "manifests": "manifests",
 }

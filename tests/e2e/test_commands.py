@@ -154,7 +154,7 @@ def test_doctor_knows_the_page_of_something_else(tmp_path: Path):
 def test_help_lists_every_command():
     done = run("--help")
     assert done.returncode == 0
-    for command in ("serve", "check-config", "record", "replay", "doctor"):
+    for command in ("serve", "check-config", "record", "replay", "doctor", "report", "plan", "lint", "manifests"):
         assert command in done.stdout
         assert run(command, "--help").returncode == 0
     assert run("--version").stdout.startswith("llm-cost-exporter")

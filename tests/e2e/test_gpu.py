@@ -184,7 +184,7 @@ def test_a_call_that_hangs_for_ten_seconds_holds_nothing_up_but_its_own_gpu(flee
         assert page[of(1, "gpu_sample_age_seconds")] < 2.5
         assert page[of(0, "gpu_sample_age_seconds")] < 13
         assert page[of(0, "gpu_power_watts")] == 612.345  # it is not older than 15 s
-        assert time.time() - page[f"{read}{{source=engine,target=chat}}"] < 2
+        assert time.time() - page[f"{read}{{source=engine,target=chat}}"] < 5
         time.sleep(0.1)
         asked = time.monotonic()
         before, page = page, rig.page()
@@ -331,7 +331,8 @@ def test_a_gpu_in_mig_mode_tells_of_its_instances(fleet: dict[str, Rig]):
     uuid, first = "GPU-c7a0e1d2-1111-4222-8333-944455566677", "MIG-5c1f7a3e-0d24-5b68-9a7c-1e2f3a4b5c6d"
     second = "MIG-a90b4c8d-7e61-5f02-8b3a-6d5e4f3a2b1c"
     activity = of(0, "gpu_mig_sm_active_ratio", uuid, mig_uuid=second)
-    page = fleet["mig"].until("a second GPM sample", lambda page: activity in page)
+    waits = "llmcost_scaling_signal{engine=chat,signal=queue_depth}"  # missing for a beat that the engine missed
+    page = fleet["mig"].until("a second GPM sample", lambda page: activity in page and waits in page)
     wanted = {
         "gpu_mig_memory_used_bytes": (20e9, 5e9),
         "gpu_mig_memory_total_bytes": (42681499648, 10468982784),
@@ -349,7 +350,7 @@ def test_a_gpu_in_mig_mode_tells_of_its_instances(fleet: dict[str, Rig]):
     assert supported(page, "gpu_utilization_ratio", uuid) == 0
     assert page[of(0, "gpu_memory_used_bytes", uuid)] == 30e9
     assert "llmcost_scaling_signal{engine=chat,signal=gpu_utilization}" not in page
-    assert page["llmcost_scaling_signal{engine=chat,signal=queue_depth}"] >= 0
+    assert page[waits] >= 0
     no_nan(page)
 
 
@@ -407,9 +408,9 @@ def test_an_older_driver_is_asked_by_its_own_functions(fleet: dict[str, Rig]):
 # Which GPUs, and why none ----------------------------------------------------------------------------------------
 
 
-def meters(page: Page) -> None:
-    """The engine's metering does not care."""
-    assert page["llmcost_source_up{source=engine,target=chat}"] == 1
+def meters(rig: Rig) -> None:
+    """The engine's metering does not care; on a busy machine a replay may miss a beat."""
+    page = rig.until("the engine answers", lambda page: page["llmcost_source_up{source=engine,target=chat}"] == 1)
     assert "llmcost_output_tokens_total{engine=chat,model=tiny-llama,tier=}" in page
     assert page["llmcost_spend_usd_per_hour{engine=chat}"] > 0
 
@@ -426,7 +427,7 @@ def test_nobody_is_asked_where_there_is_no_gpu(fleet: dict[str, Rig], name: str,
     assert not [series for series in page if "source=gpu" in series]
     assert page["llmcost_gpus_expected{}"] == 2
     assert families(page, "uuid=") == set()
-    meters(page)
+    meters(rig)
     assert rig.exporter.ask("/-/ready").status == 200
     assert rig.exporter.end() == 0
 
@@ -439,7 +440,7 @@ def test_a_driver_that_must_be_there_is_missed(fleet: dict[str, Rig], name: str,
     assert page["llmcost_source_up{source=gpu,target=nvml}"] == 0
     assert page[f"llmcost_source_errors_total{{reason={reason},source=gpu,target=nvml}}"] > 0
     assert page["llmcost_gpus_visible{}"] == 0
-    meters(page)
+    meters(fleet[name])
 
 
 @pytest.mark.parametrize("name", ["selected", "own"])
@@ -455,7 +456,7 @@ def test_gpus_that_are_all_somebody_elses(fleet: dict[str, Rig]):
     assert families(page, "uuid=") == set()
     assert page["llmcost_source_up{source=gpu,target=auto}"] == 0
     assert page["llmcost_source_errors_total{reason=not_ours,source=gpu,target=auto}"] > 0
-    meters(page)
+    meters(fleet["another's"])
 
 
 # What changes ----------------------------------------------------------------------------------------------------
@@ -544,7 +545,7 @@ def test_the_driver_goes_under_us_and_comes_back(fleet: dict[str, Rig]):
     assert gauges(lost, FIRST) == gauges(lost, SECOND) == set()
     assert lost["llmcost_source_up{source=gpu,target=auto}"] == 0
     assert lost["llmcost_source_errors_total{reason=driver_mismatch,source=gpu,target=auto}"] > 0
-    meters(lost)
+    meters(rig)
     tokens = "llmcost_output_tokens_total{engine=chat,model=tiny-llama,tier=}"
     rig.until("more tokens", lambda page: page[tokens] > lost[tokens])
     assert rig.exporter.ask("/-/ready").status == 200
@@ -584,7 +585,7 @@ def test_sigusr1_lets_go_of_the_driver_and_takes_it_back_after_it_was_loaded_ane
     released = rig.until("the release", lambda page: page.get(source("released")) == 1, seconds=3)
     let_go(rig, threads - 2)
     assert released[of(0, "gpu_up")] == released[of(1, "gpu_up")] == 0
-    meters(released)
+    meters(rig)
     rig.scenario.update({
         "gpu0.energy": 1_000_000, "gpu1.energy": 8_765_432_109 + 2_000, "gpu1.ecc.corrected.volatile": 0,
         "gpu0.field.197": 5, "gpu0.field.198": 123456789000 + 77,

@@ -1,6 +1,7 @@
 """What an autoscaler asks, asked of a real Prometheus that scraped the demo: one number each."""
 
 import math
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +11,13 @@ from exporter.cli import main
 from tests.demos import Demo
 from tests.monitoring import query, wait
 from tests.processes import REPOSITORY
+
+
+def the_one(demo: Demo, expr: str) -> dict[str, Any]:
+    """The only element of the answer, once there is one."""
+    wait(lambda: len(query(demo.prometheus, expr)) == 1, expr, seconds=60)
+    (said,) = query(demo.prometheus, expr)
+    return said
 
 
 @pytest.mark.timeout(120)
@@ -22,8 +30,7 @@ def test_each_trigger_asks_for_one_number(demo: Demo, flags: tuple[str, ...]):
     assert len(triggers) == 6
     for trigger in triggers:
         expr = trigger["metadata"]["query"]
-        wait(lambda expr=expr: len(query(demo.prometheus, expr)) == 1, expr, seconds=60)
-        (said,) = query(demo.prometheus, expr)
+        said = the_one(demo, expr)
         assert said["metric"] == {}
         assert math.isfinite(float(said["value"][1])), trigger["name"]
 
@@ -36,5 +43,4 @@ def test_no_query_is_empty_where_the_budget_is_not_known(demo: Demo):
     (first, *_) = yaml.safe_load_all(done.stdout)
     for trigger in first["spec"]["triggers"]:
         expr = trigger["metadata"]["query"].replace('budget="inference"', 'budget="nobody knows"')
-        wait(lambda expr=expr: len(query(demo.prometheus, expr)) == 1, expr, seconds=60)
-        assert math.isfinite(float(query(demo.prometheus, expr)[0]["value"][1])), trigger["name"]
+        assert math.isfinite(float(the_one(demo, expr)["value"][1])), trigger["name"]
