@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter.core.money import Category
 from exporter.metrics import PREFIX, ROWS, Row, Type
-from tests.monitoring import program
+from tests.programs import program
 
 HOUR = 3600
 DAY = 24 * HOUR

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.monitoring import program, wait
+from tests.monitoring import wait
 from tests.processes import REPOSITORY, Exporter
+from tests.programs import program
 
 PLACE = re.compile(r"(?m)^(?P<what>\S.*?) {2,}(?P<address>http://127\.0\.0\.1:(?P<port>\d+)\S*) +(?P<is>\w+)\b")
 

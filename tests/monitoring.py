@@ -3,27 +3,12 @@
 import contextlib
 import http.client
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
-
-import pytest
-
-
-def program(name: str) -> str:
-    """The path of a program that CI installs."""
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is not installed, and .ci/run should have done so")
-    return path or pytest.skip(
-        f"NOT TESTED WITHOUT {name.upper()}, which is missing"
-        " (apt-get install --no-install-recommends prometheus prometheus-alertmanager)"
-    )
 
 
 def wait(condition: Callable[[], bool], what: str, seconds: float = 30, more: Callable[[], object] = str) -> None:

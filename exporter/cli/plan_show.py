@@ -1,8 +1,6 @@
 """How `plan` shows what it found: the same names and figures as tables for the eye, and as JSON."""
 
-import io
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -10,11 +8,11 @@ from typing import Any, Final
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from exporter.cli.plan_inputs import Input, Inputs
+from exporter.cli.tables import printed, take_any_script
 from exporter.core.planning import HOURS, Figure
 from exporter.core.right_sizing import percent
 
@@ -22,13 +20,11 @@ MONTH: Final = "A planned month has 30 days of 24 hours."
 _PLACES: Final = 9
 _DIGITS: Final = 3
 _CENTS_FROM: Final = Decimal("0.1")
-_WIDEST: Final = 10_000
 
 
 def show(form: str, document: Mapping[str, Any], tables: Sequence[str], lines: Iterable[str], inputs: Inputs) -> None:
     """Print a document as JSON, or the same as tables with lines of words below."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may be in any script
+    take_any_script()
     if form == "json":
         whole = {"hours_per_month": HOURS, **document, "inputs": _told(inputs.used)}
         whole |= {"unknown_inputs": inputs.unknown, "notes": inputs.notes}
@@ -122,7 +118,4 @@ def _table(heads: list[str], rows: list[list[str]], texts: int = 0) -> str:
         table.add_column(Text(head), justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
-    console = Console(force_terminal=sys.stdout.isatty(), width=_WIDEST)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+    return printed(table).strip("\n")

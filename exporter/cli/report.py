@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 from rich import box
-from rich.console import Console, JustifyMethod
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from exporter.cli import report_focus
 from exporter.cli.options import OneLine, ScalarType, UnusableError, fail, load_or_exit
+from exporter.cli.tables import printed, take_any_script
 from exporter.clock import SystemClock
 from exporter.config import units
 from exporter.config.model import Config
@@ -40,7 +40,6 @@ _YEARS: Final = range(2000, 3000)
 _FORMULA: Final = tuple("=+-@\t\r＝＋－＠")  # noqa: RUF001 - how a spreadsheet recognises one, in full width, too
 _PLACES: Final = ((100 * NANO, 2), (NANO, 4), (NANO // 100, 6))  # of dollars, from a total on
 _FINEST_PLACES: Final = 9
-_WIDEST: Final = 10_000
 _NOTE_OF_VALUE: Final = (
     "A candidate has a tenth of what features cost or more, and at least twice its share of the value."
 )
@@ -147,8 +146,7 @@ def report(  # noqa: PLR0913 - the flags of the command
     )
     for line in reporting.cautions(period, history, found.missing, may_be_open=not any(span.values())):
         click.echo(f"warning: {line}", err=True)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may be in any script
+    take_any_script()
     click.echo(_FORMS[form](found), nl=False)
 
 
@@ -279,7 +277,7 @@ def _as_table(found: _Report) -> str:
     period, zone = found.question.period, found.question.zone
     first, end = reporting.local_date(zone, period.start), reporting.local_date(zone, period.end)
     so_far = ", so far" if period.start < found.history.now < period.end else ""
-    lines = [f"Spend from {first} to before {end}, {zone.key}{so_far}", _drawn(found).rstrip("\n")]
+    lines = [f"Spend from {first} to before {end}, {zone.key}{so_far}", _drawn(found)]
     lines += [_NOTE_OF_VALUE] if found.values is not None else []
     lines += _about_invoice(found)
     return "\n".join(lines) + "\n"
@@ -295,10 +293,7 @@ def _drawn(found: _Report) -> str:
         table.add_column(head, Text(foot), justify=justify, no_wrap=True)
     for cells in zip(*(one.cells for one in columns), strict=True):
         table.add_row(*map(Text, cells))
-    console = Console(force_terminal=sys.stdout.isatty(), width=_WIDEST)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+    return printed(table)
 
 
 class _Column(NamedTuple):

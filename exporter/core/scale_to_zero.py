@@ -14,7 +14,7 @@ from typing import Final
 
 from exporter.config.model import Engine, Workload
 from exporter.core.planning import DAYS
-from exporter.core.scaling import min_replicas
+from exporter.core.scaling import min_replicas, min_replicas_of
 
 _HOUR: Final = 3600
 
@@ -132,8 +132,7 @@ def advice(idleness: Idleness, own: Engine | None = None) -> Iterator[Advice]:
     """
     zero = at_zero(idleness)
     for workload in Workload:
-        engine = own if own is not None and own.workload is workload else Engine(url="", workload=workload)
-        least = min_replicas(engine)
+        least = min_replicas(own) if own is not None and own.workload is workload else min_replicas_of(workload)
         yield _kept(workload, least, idleness) if least else _to_zero(workload, idleness, zero)
 
 

@@ -57,4 +57,9 @@ def signals(
 
 def min_replicas(engine: Engine) -> int:
     """Return the fewest replicas that the engine's workload allows, or what the config says."""
-    return _MIN_REPLICAS[engine.workload] if engine.min_replicas is None else engine.min_replicas
+    return min_replicas_of(engine.workload) if engine.min_replicas is None else engine.min_replicas
+
+
+def min_replicas_of(workload: Workload) -> int:
+    """Return the fewest replicas that a type of workload allows."""
+    return _MIN_REPLICAS[workload]

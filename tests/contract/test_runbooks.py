@@ -1,13 +1,13 @@
 """Each alert has a runbook, and each query of a rule or a runbook asks for what the exporter has."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.programs import program
 from tests.promql import ROOT, Reader, Rule, read_rules
 
 RUNBOOKS = ROOT / "docs/runbooks"
@@ -79,9 +79,6 @@ def test_a_runbook_asks_for_what_the_exporter_has(path: Path):
 
 
 def test_prometheus_itself_reads_the_queries_of_the_runbooks(tmp_path: Path):
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is missing: install Debian's package prometheus")
     rules = [
         {"record": f"runbook:query:{path.stem}_{number}", "expr": query}
         for path in PAGES
@@ -89,7 +86,7 @@ def test_prometheus_itself_reads_the_queries_of_the_runbooks(tmp_path: Path):
     ]
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "runbooks", "rules": rules}]}))
-    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
+    done = subprocess.run([program("promtool"), "check", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

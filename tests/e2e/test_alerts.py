@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from tests.faster import differences, faster
-from tests.monitoring import daemon, get, program, wait
+from tests.monitoring import daemon, get, wait
 from tests.processes import REPOSITORY, Exporter, free_port, replayed, running
+from tests.programs import program
 
 FASTER = 20
 RULES = sorted((REPOSITORY / "rules").glob("*.yml"))

@@ -10,8 +10,9 @@ import pytest
 from tests.backfill import DAY, HOUR, series_of, write_history
 from tests.contract.test_dashboards import TARGETS, Target
 from tests.demos import Demo
-from tests.monitoring import daemon, program, query, wait
+from tests.monitoring import daemon, query, wait
 from tests.processes import free_port
+from tests.programs import program
 
 LONG = {"6h": 6 * HOUR, "1d": DAY, "30d": 30 * DAY}
 SLOW = "llmcost_budget_forecast_usd"  # takes an hour of history

@@ -21,6 +21,7 @@ import yaml
 
 from exporter.config.load import parse
 from tests.processes import REPOSITORY, Exporter, Reply, free_port, replayed, running
+from tests.programs import program
 
 NOWHERE = "http://127.0.0.1:9"
 DOCS = REPOSITORY / "docs/budgets.md"
@@ -113,14 +114,6 @@ def nginx(folder: Path, server: str, port: int) -> Iterator[None]:
     config.write_text(NGINX.format(user=user, folder=folder, server=server))
     with gateway([program("nginx"), "-c", str(config), "-e", str(folder / "error.log")], port, folder / "log"):
         yield
-
-
-def program(name: str) -> str:
-    """The path of a program that CI installs."""
-    path = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], "/usr/sbin"]))
-    if path is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is not installed, and .ci/run should have done so")
-    return path or pytest.skip(f"NOT TESTED: {name} is not installed (apt-get install {name}-light)")
 
 
 def ask(port: int, path: str = "/v1/chat/completions", method: str = "POST", body: bytes = b"{}", **more: str) -> Reply:

@@ -6,7 +6,6 @@ Pictures of it are left in `test-artifacts/`.
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from playwright.sync_api import Browser, Page, Playwright, Route, ViewportSize, expect, sync_playwright
 
 from tests.processes import REPOSITORY, Exporter, free_port, replayed, running
+from tests.programs import program
 
 ARTIFACTS = REPOSITORY / "test-artifacts"
 DESKTOP, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, height=844)
@@ -48,17 +48,6 @@ ENGINES = ("chat-8b", "summaries")
 UP = "llmcost_source_up{{source=engine,target={}}}".format
 
 
-def chromium() -> str:
-    """The path of the browser that CI installs."""
-    path = shutil.which("chromium")
-    if path is None and os.environ.get("CI"):
-        pytest.fail("chromium is not installed, and .ci/run should have done so")
-    return path or pytest.skip(
-        "THE LANDING PAGE IS NOT TESTED IN A BROWSER: chromium is missing"
-        " (apt-get install --no-install-recommends chromium)"
-    )
-
-
 def launched(playwright: Playwright, path: str) -> Browser:
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
     return playwright.chromium.launch(executable_path=path, args=arguments)
@@ -66,7 +55,7 @@ def launched(playwright: Playwright, path: str) -> Browser:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = chromium()
+    path = program("chromium")
     ARTIFACTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = launched(playwright, path)

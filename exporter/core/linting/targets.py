@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from exporter.config.model import Engine, Workload
 from exporter.core.linting.documents import Document, Node
-from exporter.core.scaling import min_replicas
+from exporter.core.scaling import min_replicas, min_replicas_of
 
 WORKLOADS: Final = frozenset(("Deployment", "StatefulSet", "ReplicaSet", "LeaderWorkerSet", "Rollout"))
 ASSUMED_COLD_START_SECONDS: Final = 300.0
@@ -132,7 +132,7 @@ def demand(target: Target, facts: Facts, documents: tuple[Document, ...]) -> Dem
     """Return the fewest replicas that a target needs."""
     said = target.remark("llm-cost/workload")
     if said is not None and said.text in tuple(Workload):
-        return Demand(_of_workload(Workload(said.text)), f"llm-cost/workload is {said.text}", is_known=True)
+        return Demand(min_replicas_of(Workload(said.text)), f"llm-cost/workload is {said.text}", is_known=True)
     named = target.remark("llm-cost/engine")
     engine = facts.engines.get(named.text if named is not None else target.name)
     if engine is not None:
@@ -142,10 +142,6 @@ def demand(target: Target, facts: Facts, documents: tuple[Document, ...]) -> Dem
     if exposed:
         return Demand(1, f"{exposed} exposes it, so somebody waits", is_known=True)
     return Demand(1, "nothing says what its workload is, so interactive is assumed", is_known=False)
-
-
-def _of_workload(workload: Workload) -> int:
-    return min_replicas(Engine(url="", workload=workload))
 
 
 def _exposed_by(target: Target, documents: tuple[Document, ...]) -> str:
