@@ -25,7 +25,7 @@ from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.periods import KEPT_QUARTERS, QUARTER, Quarters, merged
 from exporter.core.snapshot import LedgerView
 from exporter.core.windows import EngineTotals, EngineWindows
-from exporter.ledger import Batch, Change, Ledger, LedgerError, Sample, Saved, Verdict
+from exporter.ledger import LAST_BEAT, Batch, Change, Ledger, LedgerError, Sample, Saved, Verdict, moment
 from exporter.showback import Showback
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 _ENGINE_FIRST: Final = (Kind.UNPRICED_GPU, Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS)
 _UNOBSERVED: Final = Account(Kind.UNOBSERVED, ())
 BY_QUARTER: Final = (Kind.SPEND, Kind.UNPRICED_GPU, Kind.UNPRICED_TOKENS, Kind.UNOBSERVED)  # what budgets look at
-LAST_BEAT: Final = "last_beat"  # in meta, Unix nanoseconds: all standing costs before it are booked
 _OVERRIDE: Final = "override:"  # and a budget's name: the key of what a ledger keeps about it
 _FINEST: Final = 10**30  # of a unit: a rest stays small however often time is cut
 
@@ -91,7 +90,7 @@ class Books:
         self._totals_waiting: dict[Account, int] = {}
         self._buckets_waiting: dict[tuple[Account, int], int] = {}
         self._uncommitted_spend = 0
-        self.showback = Showback(saved, self._settle_seconds or 0, instant(saved.meta.get(LAST_BEAT)))
+        self.showback = Showback(saved, self._settle_seconds or 0, moment(saved.meta, LAST_BEAT))
         self.overrides = _overrides(saved.meta)  # the latest of each budget, whether it still counts or not
 
     async def post(self, entries: Iterable[Entry]) -> None:
@@ -348,11 +347,6 @@ class Books:
     def unobserved(self) -> Quarters:
         """Return the nanoseconds that nobody saw and nothing was booked for."""
         return self._quarters.get(_UNOBSERVED) or Quarters()
-
-
-def instant(text: str | None) -> int | None:
-    """Return Unix nanoseconds as `meta` has them; None where it has none, or a damaged one."""
-    return int(text) if text and text.isdecimal() else None
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -9,17 +9,16 @@ from typing import Final
 
 import msgspec
 
-from exporter.books import LAST_BEAT, Books, instant
+from exporter.books import Books
 from exporter.clock import NANOSECONDS, Instant
 from exporter.config.model import Budget
 from exporter.core.meter import EngineMeter, MeterState, Terms
 from exporter.core.prices import Interval
 from exporter.core.track import Track, Values
 from exporter.core.windows import EngineTotals
-from exporter.ledger import Sample
+from exporter.ledger import ACCOUNTING_START, LAST_BEAT, Sample, moment
 
 _ENGINE, _PEAK, _BUDGET, _GPUS = "engine:", "peak:", "budget:", "gpus"
-_ACCOUNTING_START: Final = "accounting_start"  # Unix nanoseconds
 _LATE: Final = "api:"  # series that may be asked for later: their price is looked up
 _MINUTE: Final = 60
 _PEAK_SECONDS: Final = 300
@@ -32,8 +31,8 @@ class Resume:
     def __init__(self, books: Books, now: Instant) -> None:
         self._books = books
         self._now = now
-        self.accounting_start = instant(books.meta.get(_ACCOUNTING_START)) or now.wall
-        self._last_beat = instant(books.meta.get(LAST_BEAT))
+        self.accounting_start = moment(books.meta, ACCOUNTING_START) or now.wall
+        self._last_beat = moment(books.meta, LAST_BEAT)
         self._states = dict(books.states)
         self._series: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
         samples, books.samples = books.samples, ()
@@ -112,7 +111,7 @@ class Resume:
         self._series = {name: past for name, past in self._series.items() if name.startswith(_LATE)}
         gone = self._written - states.keys()
         self._written = set(states)
-        meta = {LAST_BEAT: str(now.wall), _ACCOUNTING_START: str(self.accounting_start)}
+        meta = {LAST_BEAT: str(now.wall), ACCOUNTING_START: str(self.accounting_start)}
         self._books.flush(states | dict.fromkeys(gone), tuple(self._samples(now, meters, tracked)), meta)
 
     def _samples(

@@ -18,8 +18,18 @@ from exporter.core import planning_measured
 from exporter.core.money import NANO
 from exporter.core.periods import QUARTER
 from exporter.core.planning import Figure
-from exporter.core.planning_measured import Measured
-from exporter.ledger import LedgerError, Saved, Wanted, connect_read_only, in_words, read
+from exporter.core.planning_measured import Measured, Stretch
+from exporter.ledger import (
+    ACCOUNTING_START,
+    LAST_BEAT,
+    LedgerError,
+    Saved,
+    Wanted,
+    connect_read_only,
+    in_words,
+    moment,
+    read,
+)
 from exporter.ledger.file import NAME
 from exporter.ledger.rows import BUCKETS_KEPT_SECONDS
 
@@ -161,13 +171,13 @@ def sources(
             raise UnusableError("--engine: expected --config.file or --from-ledger beside it, found neither")
         return Sources(config=config, engine=own)
     inputs = Inputs()
-    saved, seconds = _ledger(storage_path, (days or 7) * _DAY, inputs)
+    saved, stretch = _ledger(storage_path, (days or 7) * _DAY, inputs)
     return Sources(
         config=config,
         engine=own,
         saved=saved,
-        seconds=seconds,
-        measured=_measured(saved, seconds, own.name if own else engine),
+        seconds=planning_measured.observed(saved.buckets, stretch),
+        measured=_measured(saved, stretch, own.name if own else engine),
         inputs=inputs,
     )
 
@@ -195,8 +205,8 @@ def _ask_for_engine(names: Sequence[str]) -> NoReturn:
     raise UnusableError(f"expected --engine, one of {', '.join(names)}, found several engines and none named")
 
 
-def _ledger(folder: Path, seconds: int, inputs: Inputs) -> tuple[Saved, Fraction]:
-    """Read the last seconds that the ledger knows, and return how many of them were observed."""
+def _ledger(folder: Path, seconds: int, inputs: Inputs) -> tuple[Saved, Stretch]:
+    """Read the last seconds that the ledger knows, and return from when until when it knows them."""
     wanted = Wanted(kinds=planning_measured.KINDS, since=_FUTURE, back=max(seconds - QUARTER, 1))
     try:
         with in_words(folder / NAME), closing(connect_read_only(folder)) as connection:
@@ -206,25 +216,27 @@ def _ledger(folder: Path, seconds: int, inputs: Inputs) -> tuple[Saved, Fraction
     newest = max((start for _, start in saved.buckets), default=None)
     if newest is None:
         raise UnusableError(f"{folder / NAME}: expected something booked, found nothing")
-    now = SystemClock().now().unix_seconds
-    end = min(newest + QUARTER, max(int(now), newest + 1))
-    known = planning_measured.observed(saved.buckets, max(end - _start(saved, newest + QUARTER - seconds), 1))
+    now = int(SystemClock().now().unix_seconds)
+    end = min(_second(saved, LAST_BEAT, newest + QUARTER), max(now, newest + 1))
+    start = max(_second(saved, ACCOUNTING_START, 0), newest + QUARTER - seconds)
+    stretch = Stretch(start, max(end, start + 1))
+    known = planning_measured.observed(saved.buckets, stretch)
     if known <= 0:
         raise UnusableError(f"{folder / NAME}: expected time that was observed, found none in these days")
     if now - end > _DAY:
-        inputs.note(f"the ledger ends {(now - end) // _DAY:.0f} days ago: what is newer is not known")
+        inputs.note(f"the ledger ends {(now - end) // _DAY} days ago: what is newer is not known")
     if known < min(seconds, _FEW_HOURS * 3600):
         inputs.note(f"the ledger tells of {float(known) / 3600:.1f} hours only: a day is taken to be like them")
-    return saved, known
+    return saved, stretch
 
 
-def _start(saved: Saved, wanted: int) -> int:
-    """Return the Unix second from which on the ledger knows what was booked, `wanted` or later."""
-    begun = saved.meta.get("accounting_start", "")
-    return max(wanted, int(begun) // NANO) if begun.isdecimal() else wanted
+def _second(saved: Saved, name: str, default: int) -> int:
+    """Return a moment that the ledger remembers as a Unix second."""
+    known = moment(saved.meta, name)
+    return default if known is None else known // NANO
 
 
-def _measured(saved: Saved, seconds: Fraction, engine: str | None) -> Measured | None:
+def _measured(saved: Saved, stretch: Stretch, engine: str | None) -> Measured | None:
     names = planning_measured.engines(saved.buckets)
     if engine is None and len(names) != 1:
         return None
@@ -233,4 +245,4 @@ def _measured(saved: Saved, seconds: Fraction, engine: str | None) -> Measured |
         found = ", ".join(names) or "none"
         raise UnusableError(f"--engine: expected an engine that the ledger knows ({found}), found {name!r}")
     peaks = [values[0] for series, _, values in saved.samples if series == f"peak:{name}"]
-    return planning_measured.measured(saved.buckets, name, seconds, peaks)
+    return planning_measured.measured(saved.buckets, name, stretch, peaks)

@@ -31,6 +31,8 @@ def gpu(found: Sources, flags: Flags) -> tuple[Fraction, Fraction]:
     given = flags["gpu_usd_per_hour"]
     of_config = _configured_gpu(found) if given is None else None
     gpus = inputs.first("gpu.count", *count, default=1) or Fraction(0)
+    if not gpus:
+        raise UnusableError("--gpu.count: expected more than 0, since GPUs are what a month costs, found 0")
     mean = ratio(measured.compute_usd_per_hour, gpus) if measured else None
     return inputs.needed("gpu.usd-per-hour", (FLAG, given), (CONFIG, of_config), (LEDGER, mean)), gpus
 
@@ -119,13 +121,15 @@ def demand(found: Sources, flags: Flags) -> Demand:
     told = {kind: _tokens(found, kind) for kind in (Kind.PROMPT_TOKENS, Kind.OUTPUT_TOKENS, Kind.CACHED_PROMPT_TOKENS)}
     cached = told[Kind.CACHED_PROMPT_TOKENS] if flags["input_tokens"] is None else None
     prompt = (FLAG, flags["input_tokens"]), (LEDGER, told[Kind.PROMPT_TOKENS])
+    of_prompt = inputs.first("input-tokens", *prompt, default=0) or Fraction(0)
+    of_cache = inputs.first("cached-input-tokens", (FLAG, flags["cached_tokens"]), (LEDGER, cached), default=0)
+    if of_cache and of_cache > of_prompt:
+        most = f"at most the {float(of_prompt):g} input tokens that they are part of"
+        raise UnusableError(f"--cached-input-tokens: expected {most}, found {float(of_cache):g}")
     return Demand(
         requests_per_day=requests,
-        input_tokens=inputs.first("input-tokens", *prompt, default=0) or Fraction(0),
-        cached_input_tokens=inputs.first(
-            "cached-input-tokens", (FLAG, flags["cached_tokens"]), (LEDGER, cached), default=0
-        )
-        or Fraction(0),
+        input_tokens=of_prompt,
+        cached_input_tokens=of_cache or Fraction(0),
         output_tokens=inputs.first("output-tokens", (FLAG, flags["output_tokens"]), (LEDGER, told[Kind.OUTPUT_TOKENS])),
         network_usd_per_request=_network(found, flags),
     )
@@ -165,7 +169,7 @@ def api(found: Sources, flags: Flags, input_tokens: Fraction) -> Api | None:
     if flags["api_output"] is None and any(value is not None for value in numbers):
         raise UnusableError("expected --api.usd-per-million-output beside the other prices of the API, found none")
     if flags["api_output"] is not None:
-        return _by_number(inputs, flags)
+        return _by_number(inputs, flags, input_tokens)
     price = _named(found, flags["api_model"])
     if price is None:
         return None
@@ -177,7 +181,9 @@ def api(found: Sources, flags: Flags, input_tokens: Fraction) -> Api | None:
     return rule
 
 
-def _by_number(inputs: Inputs, flags: Flags) -> Api:
+def _by_number(inputs: Inputs, flags: Flags, input_tokens: Fraction) -> Api:
+    if input_tokens and flags["api_input"] is None:
+        inputs.note("the API's input tokens are taken to be free: give --api.usd-per-million-input")
     cached = flags["api_cached"]
     if cached is not None:
         cached = inputs.needed("api.usd-per-million-cached-input", (FLAG, cached))

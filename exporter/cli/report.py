@@ -32,7 +32,7 @@ from exporter.core.focus import dollars
 from exporter.core.money import NANO, Kind, nano_usd
 from exporter.core.periods import Period
 from exporter.core.reporting import KEYS, PENDING, History, Missing, Question, Row, Value
-from exporter.ledger import LedgerError, Saved, Wanted, connect_read_only, read
+from exporter.ledger import ACCOUNTING_START, LedgerError, Saved, Wanted, connect_read_only, moment, read
 from exporter.ledger.errors import in_words
 from exporter.ledger.file import NAME
 
@@ -188,12 +188,11 @@ def _read(folder: Path, question: Question, now: int, more: Sequence[Kind]) -> t
     with in_words(folder / NAME), closing(connect_read_only(folder)) as connection:
         (oldest,) = connection.execute("SELECT min(start) FROM buckets").fetchone()
         saved = read(connection, Wanted(kinds={*question.kinds, *more}, since=since))
-    began = saved.meta.get("accounting_start", "")
     total = sum(amount for account, amount in saved.totals.items() if account.kind is Kind.SPEND)
     found = sum(amount for (account, _), amount in saved.buckets.items() if account.kind is Kind.SPEND)
     history = History(
         now=now,
-        accounting_start=int(began) if began.isdecimal() else None,
+        accounting_start=moment(saved.meta, ACCOUNTING_START),
         oldest=None if oldest is None else oldest * NANO,
         forgot=oldest is not None and oldest > since and found != total,
     )

@@ -1,14 +1,15 @@
 """What really happened, as a ledger's books tell it: work, spend, idle gaps, tiers and cascades of some days.
 
 Books keep quarter-hours. So an idle gap is a run of whole quarters in which an engine cost money and did nothing;
-shorter ones are not seen, and the first and last minutes of a gap are not counted.
+shorter ones are not seen, and the first and last minutes of a gap are not counted. And an engine that came or went
+within these days is measured over the whole quarters between: nobody knows when in a quarter it was.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
 from exporter.core.break_even import LEAST_REQUESTS
 from exporter.core.cascades import Edge, cost_of_a_request
@@ -37,6 +38,17 @@ _MILLI: Final = 1000
 
 Buckets = Mapping[tuple[Account, int], int]  # by the Unix second at which the quarter of an hour begins
 Labelled = tuple[dict[str, str], int, int]  # labels of an account, when a quarter-hour begins, the amount
+
+
+class Stretch(NamedTuple):
+    """Time from one Unix second until another, which is not part of it."""
+
+    start: int
+    end: int
+
+    def holds(self, second: int) -> bool:
+        """Tell whether a second, or a quarter-hour that begins with it, belongs to this time."""
+        return self.start - QUARTER < second < self.end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +123,16 @@ def engines(buckets: Buckets) -> list[str]:
     return sorted({labels["engine"] for labels, _, _ in _of(buckets, Kind.SPEND) if labels["engine"]})
 
 
-def observed(buckets: Buckets, seconds: int) -> Fraction:
-    """Return how many of the last seconds were observed, 0 or more."""
-    away = sum(amount for _, _, amount in _of(buckets, Kind.UNOBSERVED))
-    return max(Fraction(seconds) - Fraction(away, NANO), Fraction(0))
+def observed(buckets: Buckets, stretch: Stretch) -> Fraction:
+    """Return how many seconds of a stretch were observed, 0 or more."""
+    away = sum(amount for _, at, amount in _of(buckets, Kind.UNOBSERVED) if stretch.holds(at))
+    return max(Fraction(stretch.end - stretch.start) - Fraction(away, NANO), Fraction(0))
 
 
-def measured(buckets: Buckets, engine: str, seconds: Fraction, peaks: Iterable[int] = ()) -> Measured:
-    """Return what books of so many observed seconds say of an engine; a peak is in thousandths of a token a second."""
+def measured(buckets: Buckets, engine: str, stretch: Stretch, peaks: Iterable[int] = ()) -> Measured:
+    """Return what books say of an engine over its part of a stretch; a peak is in thousandths of a token a second."""
+    own = _own(buckets, engine, stretch)
+    buckets = {key: amount for key, amount in buckets.items() if own.holds(key[1])}
     spend: Counter[Category] = Counter()
     for labels, _, amount in _of(buckets, Kind.SPEND, engine):
         spend[Category(labels["category"])] += amount
@@ -126,7 +140,7 @@ def measured(buckets: Buckets, engine: str, seconds: Fraction, peaks: Iterable[i
     finished = (how for how in _of(buckets, Kind.REQUESTS, engine) if how[0]["outcome"] != ABANDONED)
     return Measured(
         engine=engine,
-        seconds=seconds,
+        seconds=observed(buckets, own),
         spend=spend,
         requests=sum(amount for _, _, amount in finished),
         tokens={kind: sum(amount for _, _, amount in _of(buckets, kind, engine)) for kind in _TOKENS},
@@ -134,6 +148,18 @@ def measured(buckets: Buckets, engine: str, seconds: Fraction, peaks: Iterable[i
         gaps=tuple(_gaps(buckets, engine)),
         most_output_tokens_per_second=None if best is None else Fraction(best, _MILLI),
     )
+
+
+def _own(buckets: Buckets, engine: str, stretch: Stretch) -> Stretch:
+    """Return the part of a stretch in which an engine was paid for: whole quarters where it came or went within it."""
+    paid = [at for labels, at, amount in _of(buckets, Kind.SPEND, engine) if amount and labels["category"] in COMPUTE]
+    paid = [at for at in paid if stretch.holds(at)]
+    if not paid:
+        return stretch
+    first, last = min(paid), max(paid)
+    start = stretch.start if first <= stretch.start else first + QUARTER
+    end = stretch.end if last + QUARTER >= stretch.end else last
+    return Stretch(start, end) if start < end else Stretch(max(first, stretch.start), min(last + QUARTER, stretch.end))
 
 
 def _of(buckets: Buckets, kind: Kind, engine: str | None = None) -> Iterator[Labelled]:

@@ -5,14 +5,28 @@ written now waits in memory, where changes add up, and is written when it can be
 told, and is never made twice.
 """
 
-from exporter.ledger.change import BUCKET_SECONDS, Batch, Change, Key, Sample, Saved, Verdict, Wanted
+from exporter.ledger.change import (
+    ACCOUNTING_START,
+    BUCKET_SECONDS,
+    LAST_BEAT,
+    Batch,
+    Change,
+    Key,
+    Sample,
+    Saved,
+    Verdict,
+    Wanted,
+    moment,
+)
 from exporter.ledger.errors import LedgerError, in_words
 from exporter.ledger.file import connect_read_only
 from exporter.ledger.rows import read
 from exporter.ledger.writer import Ledger
 
 __all__ = [
+    "ACCOUNTING_START",
     "BUCKET_SECONDS",
+    "LAST_BEAT",
     "Batch",
     "Change",
     "Key",
@@ -24,5 +38,6 @@ __all__ = [
     "Wanted",
     "connect_read_only",
     "in_words",
+    "moment",
     "read",
 ]

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 BUCKET_SECONDS: Final = QUARTER
 
+# In meta, Unix nanoseconds: all standing costs between the two are booked.
+ACCOUNTING_START: Final = "accounting_start"
+LAST_BEAT: Final = "last_beat"
+
 _SAMPLES_WAITING: Final = 50_000
 
 Sample = tuple[str, int, tuple[int, ...]]  # series, Unix seconds, values
@@ -106,6 +110,12 @@ class Saved:
     states: Mapping[str, bytes] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
+
+
+def moment(meta: Mapping[str, str], name: str) -> int | None:
+    """Return a moment that the meta of a ledger has, in Unix nanoseconds; None where it has none, or a damaged one."""
+    text = meta.get(name, "")
+    return int(text) if text.isdecimal() else None
 
 
 class Pile:

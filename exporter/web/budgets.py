@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
-from exporter.books import LAST_BEAT, Books, Fate, instant
+from exporter.books import Books, Fate
 from exporter.clock import Clock
 from exporter.config.model import Engine
 from exporter.config.nodes import ConfigError
@@ -22,6 +22,7 @@ from exporter.core.budgets import BudgetFacts, BudgetView, EngineCost
 from exporter.core.cap import Asked, Decision, Override, booked_names, decide
 from exporter.core.money import NANO, Account, Entry, Kind
 from exporter.core.snapshot import Snapshot
+from exporter.ledger import LAST_BEAT, moment
 from exporter.web import budgets_json
 from exporter.web.bearer import Tokens, bears, is_local
 from exporter.web.board import Board
@@ -137,7 +138,7 @@ class BudgetDesk:
         if self._has_beaten():
             return self._board.age_seconds()
         now = self._clock.now()
-        return max(now.wall - (instant(self._books.meta.get(LAST_BEAT)) or now.wall), 0) / NANO
+        return max(now.wall - (moment(self._books.meta, LAST_BEAT) or now.wall), 0) / NANO
 
     async def _list(self, _: web.Request) -> web.Response:
         overrides = self.overrides()

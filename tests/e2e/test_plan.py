@@ -321,6 +321,25 @@ def test_a_ledger_that_is_short_or_old_is_told(tmp_path: Path):
     assert "the ledger ends 3 days ago" in said("--from-ledger", f"--storage.path={old}")["notes"][0]
 
 
+def test_time_after_the_last_beat_is_not_known(tmp_path: Path):
+    """It was taken for time in which nothing was spent: a process that had stopped made its engine look cheap."""
+    now = int(time.time()) // QUARTER * QUARTER
+    rows = [(Kind.SPEND, ("compute_busy", *CHAT), NANO // 5, now - number * QUARTER) for number in range(2, 100)]
+    rows.append((Kind.SPEND, ("compute_busy", *CHAT), NANO // 15, now - QUARTER))
+    begun, last = now - 99 * QUARTER, now - QUARTER + 300
+    with writing(tmp_path / "data") as ledger:
+        commit(ledger, booked(rows, meta={"accounting_start": str(begun * NANO), "last_beat": str(last * NANO)}))
+    found = said("--from-ledger", f"--storage.path={tmp_path / 'data'}")
+    assert used(found)["gpu.usd-per-hour"] == (0.8, "ledger")
+    assert found["measured"]["measured_days"] == pytest.approx((last - begun) / 86_400)
+
+
+def test_input_tokens_without_a_price_at_the_api_are_told(ledger: tuple[str, ...]):
+    free = "the API's input tokens are taken to be free: give --api.usd-per-million-input"
+    assert said(*ledger, "--api.usd-per-million-output=0.60")["notes"] == [free]
+    assert said(*ledger, "--api.usd-per-million-output=0.60", "--api.usd-per-million-input=0")["notes"] == []
+
+
 def test_steps_and_tiers_that_tell_too_little_are_told(tmp_path: Path):
     at = int(time.time()) // QUARTER * QUARTER
     steps = [("support", "fast", "balanced"), ("support", "balanced", "frontier")]
@@ -399,6 +418,8 @@ GPU = "--gpu.usd-per-hour=1"
         ("", "expected --gpu.usd-per-hour, found it in no flag, config or ledger"),
         ("--gpu.usd-per-hour=x", f"Invalid value for '--gpu.usd-per-hour': {USD}'x'"),
         ("--gpu.count=-1", "Invalid value for '--gpu.count': expected a number of GPUs like 1, 0.5 or 3/7, found '-1'"),
+        (f"{GPU} --gpu.count=0", "--gpu.count: expected more than 0, since GPUs are what a month costs, found 0"),
+        (f"{GPU} --cached-input-tokens=9", "--cached-input-tokens: expected at most the 0 input tokens that they are"),
         ("--nonsense", "No such option"),
         ("nonsense", "No such command 'nonsense'."),
         ("--gpu.usd-per-hour=1 cascade", "expected flags after cascade, found before it --gpu.usd-per-hour"),
