@@ -341,6 +341,22 @@ def test_value_and_what_is_open_stand_beside_what_features_spend():
     assert "1 event came under too many names" in said
 
 
+def test_a_feature_that_stands_ready_is_no_second_row_and_its_value_counts_once():
+    """Known features have totals of 0 without a team from the start: their values summed to 200 %."""
+    showback = ShowbackView(value_ratios={"f0001": 0.6, "f0002": 0.4, "f0003": 0.0})
+    totals = features(2)
+    ready = {(feature, "", "chat", "m", "fast"): 0 for feature in ("f0001", "f0002", "f0003")}
+    split = {("f0001", "other", "chat", "m", "fast"): 1, ("f0001", "third", "chat", "m", "fast"): 0}
+    totals = {**totals, Kind.ATTRIBUTED: {**ready, **totals[Kind.ATTRIBUTED], **split}}
+    shown = rows(main(snapshot(totals=totals, showback=showback)), "features")
+    assert [(row[0], row[1], row[5]) for row in shown if row[0].startswith("f")] == [
+        ("f0002", "t", "40 %"),
+        ("f0001", "t", "60 %"),
+        ("f0001", "other", ""),
+        ("f0003", "", "0 %"),
+    ]
+
+
 def test_thousands_of_features_make_no_bigger_page():
     few, many = (len(landing.render(snapshot(totals=features(count)), {})) for count in (21, 2000))
     assert many - few < 300

@@ -26,8 +26,9 @@ def features(snapshot: Snapshot) -> Markup:
     if not any(requests.values()):
         hint = joined("No usage event yet: applications post them to ", element("code", "/v1/usage"), ".")
         return section("features", "Features", note(hint))
-    ranked = sorted(({*spent, *requests} - {_NOBODY}), key=lambda one: (-spent[one], one))
+    ranked = _ranked(spent, requests)
     rows = [_row(snapshot, one, spent, requests) for one in ranked[:_MOST]]
+    _once_a_feature(rows)
     rows += [_rest(ranked[_MOST:], spent, requests)] if ranked[_MOST:] else []
     rows += [_row(snapshot, _NOBODY, spent, None)] if _NOBODY in spent else []
     head = ("Feature", "Team", "Spend", "Share", "Requests", *(["Share of value"] if _has_values(snapshot) else []))
@@ -41,6 +42,24 @@ def _by_feature(snapshot: Snapshot, kind: Kind) -> Counter[Claimant]:
     for (feature, team, *_), amount in snapshot.totals.get(kind, {}).items():
         sums[feature, team] += amount
     return sums
+
+
+def _ranked(spent: Counter[Claimant], requests: Counter[Claimant]) -> list[Claimant]:
+    """Return those who spend, the dearest first; a feature that stands ready without a team, until a team comes."""
+    everybody = {*spent, *requests} - {_NOBODY}
+    busy = {one for one in everybody if spent[one] or requests[one]}
+    features_at_work = {feature for feature, _ in busy}
+    ready = {one for one in everybody - busy if one[0] not in features_at_work}
+    return sorted(busy | ready, key=lambda one: (-spent[one], one))
+
+
+def _once_a_feature(rows: list[tuple[str, ...]]) -> None:
+    """Leave the value of a feature in its first row only: it is the feature's, not each team's."""
+    seen: set[str] = set()
+    for number, (feature, *cells, _) in enumerate(rows):
+        if feature in seen:
+            rows[number] = (feature, *cells, "")
+        seen.add(feature)
 
 
 def _has_values(snapshot: Snapshot) -> bool:
