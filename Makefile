@@ -64,7 +64,7 @@ dashboards: setup  ## write grafana/dashboards/*.json anew from grafana/*.py
 	@$(BIN)/python -m grafana
 
 DEPLOY := deploy/kubernetes
-RENDER := $(BIN)/llm-cost-exporter manifests --config.file $(DEPLOY)/base/config.yml
+RENDER := $(BIN)/llm-cost-exporter manifests --config.file $(DEPLOY)/base/config.yml --namespace=llm
 deploy: setup  ## write anew what deploy/ has from the config: sidecar, PodMonitor, PrometheusRule, ScaledObject
 	@$(RENDER) sidecar-patch > $(DEPLOY)/base/sidecar.yaml
 	@$(RENDER) podmonitor > $(DEPLOY)/monitoring/pod-monitor.yaml

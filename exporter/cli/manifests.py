@@ -11,7 +11,7 @@ import yaml
 
 import exporter
 from exporter.cli.options import DURATION, URL, OneLine, fail, load_or_exit
-from exporter.config.model import Config, Engine
+from exporter.config.model import Config, Engine, Role
 from exporter.core.autoscaling import Fleet, Trigger, cooldown_seconds, scale_down_seconds, triggers
 
 Manifest = dict[str, Any]
@@ -19,6 +19,7 @@ Manifest = dict[str, Any]
 NAME: Final = "llm-cost"
 _CONFIG: Final = "llm-cost-config"
 _PORT: Final = 9409
+_PROMETHEUS: Final = "http://prometheus-operated.monitoring.svc:9090"
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL: Final = re.compile(r"([\w./-]+)=([\w.-]*)", re.ASCII)
 
@@ -43,6 +44,12 @@ class Wanted:
         """Return the metadata of an object."""
         place = {"namespace": self.namespace} if self.namespace else {}
         return {"name": name, **place, "labels": {"app.kubernetes.io/part-of": "llm-cost-exporter", **labels}}
+
+    @property
+    def config_name(self) -> str:
+        """Return the name of the ConfigMap: an engine with an exporter of its own has its own."""
+        names = [engine.name for engine in self.config.engines]
+        return f"{_CONFIG}-{names[0]}" if len(names) == 1 else _CONFIG
 
     def fleet(self, engine: Engine) -> Fleet:
         """Return the replicas of an engine."""
@@ -147,14 +154,14 @@ def prometheus_rules(wanted: Wanted) -> Iterator[Manifest]:
 
 
 def dashboards(wanted: Wanted) -> Iterator[Manifest]:
-    """Yield the dashboards as the ConfigMap that Grafana's sidecar looks for."""
-    files = sorted((shipped("grafana") / "dashboards").glob("*.json"))
-    yield {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": wanted.metadata("llm-cost-dashboards", grafana_dashboard="1"),
-        "data": {file.name: file.read_text(encoding="utf-8") for file in files},
-    }
+    """Yield each dashboard as a ConfigMap for Grafana's sidecar: one of all is too big for `kubectl apply`."""
+    for file in sorted((shipped("grafana") / "dashboards").glob("*.json")):
+        yield {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": wanted.metadata(file.stem.replace("llmcost", "llm-cost-dashboard"), grafana_dashboard="1"),
+            "data": {file.name: file.read_text(encoding="utf-8")},
+        }
 
 
 def configs(wanted: Wanted) -> Iterator[Manifest]:
@@ -162,21 +169,21 @@ def configs(wanted: Wanted) -> Iterator[Manifest]:
     yield {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": wanted.metadata(_CONFIG),
+        "metadata": wanted.metadata(wanted.config_name),
         "data": {"config.yml": wanted.config_text},
     }
 
 
 def sidecar_patches(wanted: Wanted) -> Iterator[Manifest]:
-    """Yield for each engine what is merged into its Deployment: the exporter beside the engine."""
-    for engine in wanted.config.engines:
-        pod = {"containers": [_container(wanted.image)], "volumes": _volumes()}
-        yield {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": engine.name, **({"namespace": wanted.namespace} if wanted.namespace else {})},
-            "spec": {"template": {"spec": pod}},
-        }
+    """Yield what is merged into the engine's Deployment: the exporter beside the engine."""
+    pod = {"containers": [_container(wanted.image)], "volumes": _volumes(wanted)}
+    (engine,) = wanted.config.engines
+    yield {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": engine.name, **({"namespace": wanted.namespace} if wanted.namespace else {})},
+        "spec": {"template": {"spec": pod}},
+    }
 
 
 def _container(image: str) -> Manifest:
@@ -212,9 +219,9 @@ def _container(image: str) -> Manifest:
     }  # fmt: skip
 
 
-def _volumes() -> list[Manifest]:
+def _volumes(wanted: Wanted) -> list[Manifest]:
     return [
-        {"name": _CONFIG, "configMap": {"name": _CONFIG}},
+        {"name": _CONFIG, "configMap": {"name": wanted.config_name}},
         {"name": "llm-cost-ledger", "emptyDir": {"sizeLimit": "256Mi"}},
     ]
 
@@ -256,7 +263,14 @@ def _labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
 @click.option("--config.file", "config_file", type=click.Path(path_type=Path), required=True)
 @click.option("--namespace", help="Where the engines run.")
 @click.option("--label", "labels", multiple=True, callback=_labels, help="What the Prometheus operator selects by.")
-@click.option("--prometheus.url", "prometheus_url", type=URL, default="http://prometheus-operated:9090")
+@click.option(
+    "--prometheus.url",
+    "prometheus_url",
+    type=URL,
+    default=_PROMETHEUS,
+    show_default=True,
+    help="As KEDA reaches it, from its own namespace.",
+)
 @click.option(
     "--requests-per-replica",
     type=click.IntRange(1),
@@ -284,22 +298,42 @@ def manifests(*, kinds: tuple[str, ...], config_file: Path, cold_start: float | 
         cold_start_seconds=cold_start or config.alerts.cold_start or 300.0,
         **given,
     )
-    if problems := list(_problems(wanted)):
+    kinds = kinds or tuple(KINDS)
+    if problems := list(_problems(wanted, kinds)):
         raise SystemExit(fail([f"{config_file}: {text}" for text in problems], 2))
     for line in _warnings(wanted, kinds):
         click.echo(f"{config_file}: warning: {line}", err=True)
-    documents = [document for kind in kinds or KINDS for document in KINDS[kind](wanted)]
+    documents = [document for kind in kinds for document in KINDS[kind](wanted)]
     click.echo(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True), nl=False)
 
 
 def _warnings(wanted: Wanted, kinds: tuple[str, ...]) -> Iterator[str]:
+    if "sidecar-patch" in kinds and wanted.config.role is Role.LONE:
+        yield "role: lone beside every replica charges storage and holds budgets once a replica: role: sidecar does not"
+    if "scaledobject" in kinds:
+        yield from _doubts_of_scaling(wanted)
+
+
+def _doubts_of_scaling(wanted: Wanted) -> Iterator[str]:
     for engine in wanted.config.engines:
-        asleep = wanted.fleet(engine).min_replicas == 0 and wanted.wake_query is None
-        if asleep and (not kinds or "scaledobject" in kinds):
+        if wanted.fleet(engine).min_replicas == 0 and wanted.wake_query is None:
             yield f"nothing wakes {engine.name} from zero replicas: give --wake-query, or min_replicas: 1"
+    if not wanted.namespace:
+        yield "the queries add up engines of the same name in all namespaces: give --namespace"
+    if wanted.budget is not None:
+        yield (
+            f"--cap-by-budget: the budget {wanted.budget!r} knows what one exporter charges: where several do, "
+            "each of them leaves all of the money to its own replica"
+        )
 
 
-def _problems(wanted: Wanted) -> Iterator[str]:
+def _problems(wanted: Wanted, kinds: tuple[str, ...]) -> Iterator[str]:
+    count = len(wanted.config.engines)
+    if "sidecar-patch" in kinds and count != 1:
+        yield (
+            f"sidecar-patch: expected a config of one engine, found {count}: each pod would charge all of them. "
+            "Write one config an engine, or name the other kinds"
+        )
     for number, engine in enumerate(wanted.config.engines):
         if not _DNS_LABEL.fullmatch(engine.name):
             yield (

@@ -67,17 +67,15 @@ def triggers(fleet: Fleet) -> list[Trigger]:
         found.append(_ttft(fleet))
     found.append(_busy(fleet))
     if fleet.min_replicas == 0 and fleet.wake_query is not None:
-        found.append(Trigger("wake", "AverageValue", fleet.wake_query, str(fleet.requests_per_replica)))
+        query = _requests_within_budget(fleet, fleet.wake_query)
+        found.append(Trigger("wake", "AverageValue", query, str(fleet.requests_per_replica)))
     return found
 
 
 def _load(fleet: Fleet) -> Trigger:
     """All requests, also those that are worked on: else busy replicas would go as soon as nobody waits."""
     query = f"sum({_of(fleet, 'requests_running')}) + sum({_of(fleet, 'requests_waiting')})"
-    if fleet.budget is not None:
-        # Where the budget is not known there is no such number, and the load alone counts.
-        query = f"(clamp_max({query}, {_affordable(fleet)} * {fleet.requests_per_replica}) >= 0) or ({query})"
-    return Trigger("load", "AverageValue", query, str(fleet.requests_per_replica))
+    return Trigger("load", "AverageValue", _requests_within_budget(fleet, query), str(fleet.requests_per_replica))
 
 
 def _ttft(fleet: Fleet) -> Trigger:
@@ -97,6 +95,13 @@ def _busy(fleet: Fleet) -> Trigger:
     limit = _of(fleet, "scaling_threshold", _is("signal", "gpu_utilization"), _is("edge", "down"))
     query = f"({_replicas(fleet)} * (avg({gpus}) >= bool scalar(max({limit})))) or vector(0)"
     return Trigger("gpu-busy", "AverageValue", _within_budget(fleet, query, "<="), "1")
+
+
+def _requests_within_budget(fleet: Fleet, query: str) -> str:
+    if fleet.budget is None:
+        return query
+    # Where the budget is not known there is no such number, and the requests alone count.
+    return f"(clamp_max({query}, {_affordable(fleet)} * {fleet.requests_per_replica}) >= 0) or ({query})"
 
 
 def _within_budget(fleet: Fleet, query: str, comparison: str) -> str:

