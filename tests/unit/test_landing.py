@@ -345,8 +345,13 @@ def test_a_feature_that_stands_ready_is_no_second_row_and_its_value_counts_once(
     """Known features have totals of 0 without a team from the start: their values summed to 200 %."""
     showback = ShowbackView(value_ratios={"f0001": 0.6, "f0002": 0.4, "f0003": 0.0})
     totals = features(2)
-    ready = {(feature, "", "chat", "m", "fast"): 0 for feature in ("f0001", "f0002", "f0003")}
-    split = {("f0001", "other", "chat", "m", "fast"): 1, ("f0001", "third", "chat", "m", "fast"): 0}
+    ready: dict[tuple[str, ...], int] = {
+        (feature, "", "chat", "m", "fast"): 0 for feature in ("f0001", "f0002", "f0003")
+    }
+    split: dict[tuple[str, ...], int] = {
+        ("f0001", "other", "chat", "m", "fast"): 1,
+        ("f0001", "third", "chat", "m", "fast"): 0,
+    }
     totals = {**totals, Kind.ATTRIBUTED: {**ready, **totals[Kind.ATTRIBUTED], **split}}
     shown = rows(main(snapshot(totals=totals, showback=showback)), "features")
     assert [(row[0], row[1], row[5]) for row in shown if row[0].startswith("f")] == [

@@ -16,7 +16,7 @@ from exporter.core import linting
 from exporter.core.autoscaling import Fleet, triggers
 from exporter.core.linting import RULES, Facts, Family, Finding, Node, Severity, promql
 from exporter.core.linting.documents import Document
-from exporter.core.linting.meaning import Unit, Whose, single, unit, whose
+from exporter.core.linting.meaning import Unit, Whose, filter_of, is_scalar, single, unit, whose
 from exporter.core.linting.promql import QueryError
 from exporter.metrics import PREFIX, ROWS
 
@@ -221,6 +221,60 @@ def test_any_text_is_a_query_or_is_not(text: str):
     single(found)
     whose(found)
     unit(found)
+    is_scalar(found)
+    filter_of(found)
+
+
+SCALARS = [
+    "-1",
+    "time()",
+    "pi() * 2",
+    "scalar(sum(a) + sum(b))",
+    "scalar(a) + scalar(b)",
+    "(2 ^ 3) / time()",
+    "1 > bool 2",
+]
+VECTORS = ["vector(scalar(a))", "scalar(a) * sum(b)", "sum(a) > bool 3", "hour()", "vector(time()) or a"]
+
+
+@pytest.mark.parametrize("query", [*SCALARS, *VECTORS, *(one for one in [*ONE, *SEVERAL] if "SUM" not in one)])
+def test_a_scalar_is_what_another_reader_takes_for_one(query: str):
+    try:
+        promql_parser.parse(f"vector({query}\n)")  # takes nothing else
+        known = True
+    except ValueError:
+        known = False
+    assert is_scalar(promql.parse(query)) is known
+    assert known or query not in SCALARS
+
+
+@pytest.mark.parametrize(
+    ("query", "operator"),
+    [
+        ("sum(a) > 5", ">"),
+        ("5 <= sum(a)", "<="),
+        ("sum(a) == 0 or sum(b) > 3", "=="),
+        ("100 * (sum(a) > 5) / sum(b)", ">"),
+        ("clamp_max(sum(a) > 5, 9)", ">"),
+        ("vector(scalar(sum(a) > 5))", ">"),
+        ("sum(a) and on () hour() > 8", ">"),
+        ("(sum(a) > 5) > bool 7", ">"),
+        ("max_over_time((sum(a) != 5)[5m:1m])", "!="),
+        ("count(a > 5)", ">"),
+        ("sum(a) / count(b == 1)", "=="),
+        ("sum(a) > bool 5", ""),
+        ("(sum(a) > 5) or vector(0)", ""),
+        ("sum(a) or sum(b) > 5", ""),
+        ("(count(a == 1) or vector(0)) * sum(b)", ""),
+        ("sum(a) unless sum(b) > 3", ""),
+        ("absent(a > 5)", ""),
+        ("vector(1 > bool 2)", ""),
+        ("sum(a{b='>'})", ""),
+    ],
+)
+def test_a_comparison_may_leave_no_answer(query: str, operator: str):
+    found = filter_of(promql.parse(query))
+    assert (found.operator if found is not None else "") == operator
 
 
 PARTS = st.recursive(
@@ -264,6 +318,19 @@ def test_what_another_reader_takes_this_one_takes(query: str):
         ("avg(a) or vector(0)", Whose.REPLICA),
         ("vector(0)", Whose.CONSTANT),
         ("3", Whose.CONSTANT),
+        ("scalar(sum(a) + sum(b))", Whose.FLEET),
+        ("vector(scalar(sum(a) + sum(b)))", Whose.FLEET),
+        ("scalar(sum(a) + sum(b)) * avg(c)", Whose.FLEET),
+        ("scalar(sum(a) + sum(b)) / avg(c)", Whose.FLEET),
+        ("scalar(sum(a) + sum(b)) / 4 - avg(c)", Whose.FLEET),
+        ("scalar(avg(c)) + sum(a)", Whose.FLEET),
+        ("scalar(avg(c)) < sum(a)", Whose.FLEET),
+        ("avg(c) + sum(a)", Whose.FLEET),
+        ("vector(scalar(avg(c)))", Whose.REPLICA),
+        ("scalar(sum(a)) / sum(b)", Whose.REPLICA),
+        ("avg(c) / scalar(max(b))", Whose.REPLICA),
+        ("scalar(sum(a) + sum(b)) / max(c)", Whose.FLEET),
+        ("scalar(sum(a) + sum(b)) / scalar(max(c))", Whose.FLEET),
     ],
 )
 def test_whose_number_it_is(query: str, of: Whose):
@@ -283,6 +350,8 @@ def test_whose_number_it_is(query: str, of: Whose):
         ("histogram_quantile(0.9, sum by (le) (rate(a_seconds_bucket[5m]))) or vector(0)", Unit.SECONDS),
         ("1000 * max(llmcost_ttft_p95_seconds)", None),
         ("max(llmcost_scaling_signal_ratio)", None),
+        ("scalar(max(llmcost_ttft_p95_seconds)) < sum(a)", None),
+        ("0.5 < max(vllm:kv_cache_usage_perc)", Unit.SHARE),
     ],
 )
 def test_what_unit_it_has(query: str, expected_unit: Unit | None):
@@ -306,6 +375,76 @@ def test_the_longest_query_is_walked_to_its_end(query: str):
     promql.parse(query)
     text = f"kind: ScaledObject\nspec: {{triggers: [{{type: prometheus, metadata: {{query: '{query}'}}}}]}}\n"
     assert "LLM030" in rules(text)
+
+
+TRIGGERED = """\
+kind: ScaledObject
+spec:
+  triggers:
+    - type: {kind}
+      metadata: {{serverAddress: '{address}', query: '{query}'}}
+"""
+
+
+def triggered(query: str, *, kind: str = "prometheus", address: str = "http://a.b") -> str:
+    return TRIGGERED.format(kind=kind, address=address, query=query)
+
+
+@pytest.mark.parametrize(
+    ("query", "severity"),
+    [("sum(a) > 5", Severity.ERROR), ("count(a > 5)", Severity.WARNING), ("sum(a) / count(b == 1)", Severity.WARNING)],
+)
+def test_one_number_that_is_compared_is_worse_than_series_that_are(query: str, severity: Severity):
+    assert [one.severity for one in found_in(triggered(query)) if one.rule == "LLM036"] == [severity]
+
+
+@pytest.mark.parametrize(
+    ("address", "severity"),
+    [
+        ("prometheus:9090", Severity.ERROR),
+        ("prometheus.monitoring:9090", Severity.ERROR),
+        ("//prometheus.monitoring:9090", Severity.ERROR),
+        ("grpc://prometheus.monitoring:9090", Severity.ERROR),
+        ("http://", Severity.ERROR),
+        ("http://[::1", Severity.ERROR),
+        ("", Severity.ERROR),
+        ("http://prometheus-operated:9090", Severity.WARNING),
+        ("https://user:a.b@prometheus/x.y", Severity.WARNING),
+        ("HTTP://prometheus.monitoring.svc:9090", None),
+        ("http://[fd00::7]:9090", None),
+        ("${PROMETHEUS_URL}", None),
+    ],
+)
+def test_an_address_has_a_scheme_and_a_namespace(address: str, severity: Severity | None):
+    found = [one for one in found_in(triggered("sum(a)", address=address)) if one.rule == "LLM046"]
+    assert [one.severity for one in found] == ([] if severity is None else [severity])
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "alone"),
+    [
+        ("prometheus", "sum(vllm:num_requests_waiting)", False),
+        ("prometheus", "sum(gateway_queue_depth)", False),
+        ("kafka", "", False),
+        ("prometheus", "max(vllm:kv_cache_usage_perc)", True),
+        ("cron", "", True),
+    ],
+)
+def test_requests_in_work_are_not_alone_beside_those_that_wait(kind: str, query: str, alone: bool):
+    in_work = "    - type: prometheus\n      metadata: {query: sum(vllm:num_requests_running)}\n"
+    assert ("LLM002" in rules(triggered(query, kind=kind) + in_work)) is alone
+
+
+@pytest.mark.parametrize(
+    ("query", "alone"),
+    [
+        ("vector(scalar(sum(vllm:num_requests_running)))", True),
+        ("sum(vllm:num_requests_running) / scalar(max(vllm:num_requests_waiting))", True),
+        ("sum(vllm:num_requests_running) + scalar(sum(vllm:num_requests_waiting))", False),
+    ],
+)
+def test_a_scalar_counts_where_it_is_added_and_not_where_it_divides(query: str, alone: bool):
+    assert ("LLM002" in rules(triggered(query))) is alone
 
 
 # joins

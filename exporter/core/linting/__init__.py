@@ -47,9 +47,12 @@ _RULES: Final[tuple[Callable[[Case], Iterator[Finding]], ...]] = (
     triggers.metric_type,
     triggers.activation,
     triggers.incomplete,
+    triggers.address,
     triggers.not_a_string,
     triggers.removed_key,
     queries.several,
+    queries.scalars,
+    queries.filtered,
     queries.unreadable,
     queries.unknown_metric,
     queries.rates,
@@ -110,8 +113,9 @@ def _old_version(document: Document) -> Iterator[Finding]:
 
 def _rivals(scalers: list[Autoscaler]) -> Iterator[Finding]:
     """Find a second autoscaler of the same target, which is where the finding stands."""
-    for place, second in enumerate(scalers):
-        for first in scalers[:place]:
+    named = [one for one in scalers if _target(one)[1]]  # what names no target shares none
+    for place, second in enumerate(named):
+        for first in named[:place]:
             if _target(first) == _target(second) and first.document.is_in_namespace_of(second.document):
                 line = second.spec.line_of("scaleTargetRef", "name")
                 message = f"{first.document.title} scales {_target(second)[1]}, too ({first.document.file})"

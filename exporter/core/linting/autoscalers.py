@@ -7,7 +7,7 @@ from typing import Final
 from exporter.core.linting import promql
 from exporter.core.linting.documents import Document, Node
 from exporter.core.linting.engine_metrics import colon
-from exporter.core.linting.expressions import Expression, Matcher, Selector, selectors
+from exporter.core.linting.expressions import Binary, Call, Expression, Matcher, Selector, children
 from exporter.core.linting.promql import QueryError
 from exporter.core.linting.targets import WORKLOADS, Target
 
@@ -22,7 +22,7 @@ class Signal:
 
     `source` is cpu, memory, a trigger's type of KEDA, or the type of an HPA's metric in small letters. `asked` is what
     is asked of Prometheus; for an HPA it is the metric that it names, which an adapter asks for. `metrics` are those
-    that count: what stands inside of scalar() only sets a limit.
+    that count: a scalar() that is not added but divides, multiplies or is compared with only sets a limit.
     """
 
     node: Node
@@ -77,7 +77,7 @@ class Autoscaler:
         kind = self.spec.text_at("scaleTargetRef", "kind") or "Deployment"
         for document in documents:
             same = document.kind == kind and document.name == name and kind in WORKLOADS
-            if same and document.is_in_namespace_of(self.document):
+            if name and same and document.is_in_namespace_of(self.document):
                 return Target(name, document, self.document)
         return Target(name, None, self.document)
 
@@ -127,9 +127,18 @@ def _asked(query: str) -> tuple[Expression | None, str]:
         return None, str(error)
 
 
-def _counted(asked: Expression | None) -> tuple[str, ...]:
-    found = selectors(asked) if asked is not None else []
-    return tuple(one.name for one, inside in found if "scalar" not in inside)
+def _counted(asked: Expression | None, *, limits: bool = False) -> tuple[str, ...]:
+    """Return the names that count; where `limits` is set, what stands inside of scalar() does not."""
+    match asked:
+        case None:
+            return ()
+        case Selector(name, _):
+            return (name,)
+        case Call("scalar", _) if limits:
+            return ()
+        case Binary(operator, _, _):
+            limits = limits or operator not in ("+", "or", "and", "unless")
+    return tuple(name for child in children(asked) for name in _counted(child, limits=limits))
 
 
 def _of_hpa(document: Document) -> Autoscaler:

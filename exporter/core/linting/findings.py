@@ -139,6 +139,18 @@ RULES: Final[Mapping[str, Rule]] = {
         "A condition on a label that is not there matches nothing; grouping by it makes one group.",
         "docs/metrics.md lists the labels; pod, namespace, job and such come with the scrape.",
     ),
+    "LLM035": Rule(
+        "A query answers with a scalar",
+        "KEDA reads an instant vector only: it fails at the answer of scalar(), of a bare number, of time(), and of "
+        "arithmetic of those.",
+        "sum(...) without scalar() around it, or vector(...) around the whole.",
+    ),
+    "LLM036": Rule(
+        "A comparison may leave the answer empty",
+        "Without bool it drops what it does not hold for, and KEDA takes nothing for missing data: 0 with "
+        "ignoreNullValues, else an error that starts the fallback.",
+        "Leave the comparison to the threshold, or answer 0 or 1 with bool: sum(x > bool 5) in place of count(x > 5).",
+    ),
     "LLM040": Rule(
         "A threshold is not a number above 0", "Load is divided by it.", "Set it to what one replica carries."
     ),
@@ -167,6 +179,11 @@ RULES: Final[Mapping[str, Rule]] = {
         "Trigger metadata that is not a string",
         "metadata holds strings only: the API server refuses a number or a truth value.",
         'Quote it: threshold: "5".',
+    ),
+    "LLM046": Rule(
+        "A server address that KEDA does not find",
+        "KEDA's operator asks it, from its own namespace: it needs http:// or https://, and a service's namespace.",
+        "serverAddress: http://<service>.<namespace>.svc:9090.",
     ),
     "LLM050": Rule(
         "The scale-down window is shorter than two cold starts",

@@ -13,6 +13,7 @@ from exporter.core.linting.expressions import (
     Range,
     Selector,
     Text,
+    children,
     selectors,
 )
 
@@ -56,7 +57,7 @@ class Whose(StrEnum):
 def single(expression: Expression) -> Labels | None:
     """Return the labels of the one element that a query returns at most; None where it may return several."""
     match expression:
-        case Number():
+        case Number() | Text():
             return frozenset()
         case Aggregation():
             return _single_of_aggregation(expression)
@@ -123,19 +124,41 @@ def _single_of_binary(found: Binary) -> Labels | None:
         return left
     if found.group:
         return left if found.group == "left" else right
-    if left is not None and _is_scalar(found.left):
+    if left is not None and is_scalar(found.left):
         return right
     # Two sides are matched one to one: where one has one element, so has the answer. A scalar matches with all.
-    return left if left is not None or _is_scalar(found.right) else right
+    return left if left is not None or is_scalar(found.right) else right
 
 
-def _is_scalar(expression: Expression) -> bool:
+def is_scalar(expression: Expression) -> bool:
+    """Tell whether the answer is a number or a text by itself, not a vector of elements."""
     match expression:
-        case Number() | Call("scalar" | "time" | "pi", _):
+        case Number() | Text() | Call("scalar" | "time" | "pi", _):
             return True
         case Binary(_, left, right):
-            return _is_scalar(left) and _is_scalar(right)
+            return is_scalar(left) and is_scalar(right)
     return False
+
+
+def filter_of(expression: Expression) -> Binary | None:
+    """Return a comparison that leaves no answer where it does not hold; one with bool answers 0 or 1 instead."""
+    match expression:
+        case Binary():
+            return _filter_of_binary(expression)
+        case Call("absent" | "absent_over_time", _):
+            return None
+        case Range(inner):
+            return filter_of(inner)
+    return next(filter(None, map(filter_of, children(expression))), None)
+
+
+def _filter_of_binary(found: Binary) -> Binary | None:
+    left, right = filter_of(found.left), filter_of(found.right)
+    if found.operator == "or":
+        return left if right is not None else None
+    if found.is_comparison and not found.is_bool and not is_scalar(found):
+        return found
+    return left if found.operator == "unless" else left or right
 
 
 def whose(expression: Expression) -> Whose:
@@ -165,7 +188,7 @@ def _whose_of_aggregation(found: Aggregation) -> Whose:
 
 
 def _whose_of_call(found: Call) -> Whose:
-    if found.function in ("scalar", "vector", "time") or not found.arguments:
+    if not found.arguments:
         return Whose.CONSTANT
     if found.function.startswith("histogram_"):
         return Whose.REPLICA
@@ -177,16 +200,28 @@ def _whose_of_call(found: Call) -> Whose:
 
 
 def _whose_of_binary(found: Binary) -> Whose:
-    left, right = whose(found.left), whose(found.right)
     if found.is_comparison and found.is_bool:
         return Whose.CONSTANT
-    if found.is_comparison or found.operator in ("and", "unless"):
+    if found.is_comparison:
+        return whose(_compared(found))
+    left, right = whose(found.left), whose(found.right)
+    if found.operator in ("and", "unless"):
         return left
     if found.operator == "/" and left is right is Whose.FLEET:
-        return Whose.REPLICA
-    if found.operator == "*" and Whose.FLEET in (left, right):
+        return Whose.FLEET if _is_setting(found.right) else Whose.REPLICA
+    if found.operator in ("*", "+", "-") and Whose.FLEET in (left, right):
         return Whose.FLEET
     return right if left is Whose.CONSTANT else left
+
+
+def _is_setting(divisor: Expression) -> bool:
+    """Tell whether load over it is still load, as over a number: a scalar or a maximum is no total beside the load."""
+    return is_scalar(divisor) or (isinstance(divisor, Aggregation) and divisor.operator in _PICKED)
+
+
+def _compared(found: Binary) -> Expression:
+    """Return the side whose number a comparison lets through: a scalar is only what it is compared with."""
+    return found.right if is_scalar(found.left) else found.left
 
 
 def unit(expression: Expression) -> Unit | None:
@@ -198,11 +233,18 @@ def unit(expression: Expression) -> Unit | None:
             return unit(arguments[-1])
         case Call():
             return _unit_of_call(expression)
-        case Binary(operator, left, right, is_bool) if not is_bool and operator in ("or", "and", ">", ">=", "<", "<="):
-            return unit(left) or (unit(right) if operator == "or" else None)
+        case Binary():
+            return _unit_of_binary(expression)
         case Range(inner):
             return unit(inner)
     return None
+
+
+def _unit_of_binary(found: Binary) -> Unit | None:
+    if found.is_comparison and not found.is_bool:
+        return unit(_compared(found))
+    first = unit(found.left) if found.operator in ("or", "and") else None
+    return first or (unit(found.right) if found.operator == "or" else None)
 
 
 def _unit_of_call(call: Call) -> Unit | None:

@@ -8,9 +8,9 @@ from exporter.core.linting import engine_metrics
 from exporter.core.linting.autoscalers import Signal
 from exporter.core.linting.case import Case
 from exporter.core.linting.engine_metrics import COUNTER, GAUGE, HISTOGRAM, VLLM, VLLM_PREFIX
-from exporter.core.linting.expressions import Aggregation, Expression, Selector, children, selectors
+from exporter.core.linting.expressions import Aggregation, Call, Expression, Number, Selector, Text, children, selectors
 from exporter.core.linting.findings import Finding, Severity
-from exporter.core.linting.meaning import single
+from exporter.core.linting.meaning import filter_of, is_scalar, single
 
 PREFIX: Final = "llmcost_"
 _SCRAPE_LABELS: Final = (
@@ -40,6 +40,36 @@ def _outermost(expression: Expression) -> str:
         case Aggregation(operator, _, labels, False) if labels:
             return f"{operator} by ({', '.join(labels)}) has one for each"
     return "nothing around it makes them one"
+
+
+def scalars(case: Case) -> Iterator[Finding]:
+    """LLM035."""
+    for signal in case.queries():
+        if signal.asked is not None and is_scalar(signal.asked):
+            message = f"the query answers with a scalar: {_kind_of_scalar(signal.asked)}"
+            yield case.found("LLM035", Severity.ERROR, signal.line, message)
+
+
+def _kind_of_scalar(expression: Expression) -> str:
+    match expression:
+        case Call(function, _):
+            return f"{function}() is the outermost"
+        case Number():
+            return "a bare number"
+        case Text():
+            return "a text"
+    return "arithmetic of scalars alone"
+
+
+def filtered(case: Case) -> Iterator[Finding]:
+    """LLM036."""
+    for signal in case.queries():
+        comparison = filter_of(signal.asked) if signal.asked is not None else None
+        if comparison is not None:
+            # Of several series one may hold at any time; of one number it is sure that it does not always.
+            severity = Severity.WARNING if single(comparison) is None else Severity.ERROR
+            message = f"the answer is empty where `{comparison.operator}` does not hold"
+            yield case.found("LLM036", severity, signal.line, message)
 
 
 def unreadable(case: Case) -> Iterator[Finding]:

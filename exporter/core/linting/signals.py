@@ -25,6 +25,8 @@ _WAITING: Final = re.compile(
     r"(vllm:)?num_requests_waiting|llmcost_requests_waiting|sglang:num_queue_reqs|tgi_queue_size"
     r"|llamacpp:requests_deferred|nv_inference_pending_request_count"
 )
+_QUEUED: Final = re.compile(rf"{_WAITING.pattern}|waiting|queue|pending|backlog|(^|_)lag(_|$)")
+_QUEUES: Final = re.compile(r"queue|mq|kafka|pulsar|jetstream|^stan$|redis|pubsub|servicebus|eventhub|kinesis")
 _UTILIZATION: Final = re.compile(
     r"DCGM_FI_DEV_(GPU|MEM_COPY)_UTIL|DCGM_FI_PROF_GR_ENGINE_ACTIVE|llmcost_gpu_(utilization_ratio|busy_seconds_total)"
     r"|llmcost_gpu_graphics_active_ratio|nv_gpu_utilization|gpu_utilization|nvidia_smi_utilization\w*|gpu[_-]util\w*"
@@ -49,13 +51,19 @@ def request_count(case: Case) -> Iterator[Finding]:
     """LLM002."""
     if case.has_gpu is False:
         return
+    counts_waiting = any(_is_of_a_queue(signal) for signal in case.scaler.signals)
     for signal in case.scaler.signals:
         if _all(signal, _REQUESTS):
             message = f"the number of requests alone is the signal: {', '.join(sorted(set(signal.metrics)))}"
             yield case.found("LLM002", case.grade, signal.line, message + case.assumption)
-        elif _all(signal, _IN_WORK):
+        elif _all(signal, _IN_WORK) and not counts_waiting:
             message = "requests in work alone are the signal: they stop rising just when the queue begins"
             yield case.found("LLM002", case.grade, signal.line, message + case.assumption)
+
+
+def _is_of_a_queue(signal: Signal) -> bool:
+    """Tell whether it rises with those that wait, in the engine or in front of it."""
+    return bool(_QUEUES.search(signal.source)) or any(_QUEUED.search(name) for name in signal.metrics)
 
 
 def utilization_alone(case: Case) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Final
+from urllib.parse import urlsplit
 
 from exporter.core.linting.autoscalers import RESOURCES, Signal
 from exporter.core.linting.case import Case
@@ -95,7 +96,8 @@ def incomplete(case: Case) -> Iterator[Finding]:
     """LLM044."""
     spec = case.scaler.spec
     if not case.target.name:
-        yield case.found("LLM044", Severity.ERROR, spec.line_of("scaleTargetRef"), "scaleTargetRef names nothing")
+        message = "there is no scaleTargetRef" if spec.at("scaleTargetRef") is None else "scaleTargetRef names nothing"
+        yield case.found("LLM044", Severity.ERROR, spec.line_of("scaleTargetRef"), message)
     if case.scaler.is_keda and not case.scaler.signals:
         yield case.found("LLM044", Severity.ERROR, spec.line_of("triggers"), "there is no trigger")
     for signal in case.scaler.signals:
@@ -106,6 +108,31 @@ def incomplete(case: Case) -> Iterator[Finding]:
         if lacking:
             line = signal.node.line_of("metadata")
             yield case.found("LLM044", Severity.ERROR, line, f"the prometheus trigger lacks {', '.join(lacking)}")
+
+
+def address(case: Case) -> Iterator[Finding]:
+    """LLM046."""
+    for signal in case.queries():
+        node = signal.node.at("metadata", "serverAddress")
+        if node is None or "$" in node.text:  # a variable: whoever applies it knows
+            continue
+        shown, host = repr(node.text[:80]), _host(node.text)
+        if host is None:
+            message = f"serverAddress is {shown}, which has no http:// or https://"
+            yield case.found("LLM046", Severity.ERROR, node.line, message)
+        elif "." not in host and ":" not in host:
+            message = f"serverAddress is {shown}: {host[:80]} is looked for in the namespace of KEDA's operator"
+            instead = f"http://{host[:80]}.<namespace>.svc:9090."
+            yield case.found("LLM046", Severity.WARNING, node.line, message, instead)
+
+
+def _host(url: str) -> str | None:
+    """Return the host of an address that KEDA can ask, else None."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket that does not close
+        return None
+    return parts.hostname if parts.scheme in ("http", "https") else None
 
 
 def not_a_string(case: Case) -> Iterator[Finding]:
