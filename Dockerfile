@@ -15,12 +15,12 @@ RUN python3 -m pip install --no-cache-dir uv==0.13.9
 WORKDIR /src
 # What we depend on changes less often than what we write, so it is a layer of its own.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-dev --no-install-project
+RUN uv sync --locked --no-dev --extra otlp --no-install-project
 COPY README.md LICENSE ./
 COPY rules rules/
 COPY grafana/dashboards grafana/dashboards/
 COPY exporter exporter/
-RUN uv sync --locked --no-dev --no-editable
+RUN uv sync --locked --no-dev --extra otlp --no-editable
 
 FROM ${BASE}
 # `utility` is NVML alone. NVIDIA_VISIBLE_DEVICES is never set here: it would ask for GPUs past the scheduler, and where

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from exporter.books import Books
 from exporter.config.model import Config
 from exporter.core.api_prices import ApiPrice, Wanted
+from exporter.core.directory import Directory
 from exporter.core.money import Kind
-from exporter.core.usage import Directory, Room, Rules
+from exporter.core.usage import Room, Rules
 from exporter.web.board import Board
 
 
@@ -44,6 +45,7 @@ class Intake:
             place=self._books.showback.settling.place,
             room=self._room,
             limits=config.limits,
+            usage=config.usage,
             features=frozenset(config.features.known),
             cascades=config.cascades,
         )

@@ -23,6 +23,7 @@ from exporter.config.section import (
     Money,
     Name,
     Path,
+    Place,
     Positive,
     Ratio,
     Section,
@@ -296,11 +297,34 @@ class TokenFile(Section, frozen=True, kw_only=True):
     team: Name | None = None
 
 
+class LitellmUsage(Section, frozen=True, kw_only=True):
+    """Where LiteLLM's records name a feature and a team: the first place that names one counts.
+
+    What stands there goes by the name that `features` or `teams` give it, if they do.
+    """
+
+    feature: tuple[Place, ...] = ("tag:feature:", "key_alias")
+    team: tuple[Place, ...] = ("team_alias",)
+    features: dict[Name, Name] = msgspec.field(default_factory=dict)
+    teams: dict[Name, Name] = msgspec.field(default_factory=dict)
+    default_feature: Name = "litellm"
+
+
+class TracesUsage(Section, frozen=True, kw_only=True):
+    """Which attributes of a span, or else of its resource, name a feature and a team: the first that is there."""
+
+    feature: tuple[Name, ...] = ("llm.feature", "service.name")
+    team: tuple[Name, ...] = ("llm.team",)
+    default_feature: Name = "traces"
+
+
 class Usage(Section, frozen=True, kw_only=True):
-    """How usage events are settled, and who may post them."""
+    """How usage events are settled, who may post them, and what others' records say in place of events."""
 
     settle: Duration = 300.0
     tokens: tuple[TokenFile, ...] = ()
+    litellm: LitellmUsage = LitellmUsage()
+    traces: TracesUsage = TracesUsage()
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -309,6 +333,7 @@ class Limits(Section, frozen=True, kw_only=True):
     attribution_series: WholePositive = 2000
     name_length: WholePositive = 128
     body_bytes: Size = 2**20
+    batch_bytes: Size = 2**23  # of others' records, which come with prompts and answers in them
     events_per_day: WholePositive = 8_000_000  # two such days leave the ledger room for money
 
 

@@ -19,6 +19,10 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
     if not least <= config.usage.settle <= most:
         yield "usage.settle", f"expected {least:g} s to {most:g} s, found {config.usage.settle:g} s"
     yield from _features(config.features)
+    yield from _reserved("usage.litellm.default_feature", config.usage.litellm.default_feature)
+    yield from _reserved("usage.traces.default_feature", config.usage.traces.default_feature)
+    for said, feature in config.usage.litellm.features.items():
+        yield from _reserved(f"usage.litellm.features[{said}]", feature)
     yield from _cascades(config)
     for index, budget in enumerate(config.budgets):
         yield from _match(f"budgets[{index}].match", budget.match)
@@ -34,13 +38,17 @@ def warnings(config: Config) -> list[str]:
 
 def _features(features: Features) -> Iterator[tuple[str, str]]:
     for index, name in enumerate(features.known):
-        if name in _RESERVED:
-            yield f"features.known[{index}]", f"expected another name, since {name!r} is a label of ours, found it"
-        elif name in features.known[:index]:
+        yield from _reserved(f"features.known[{index}]", name)
+        if name in features.known[:index]:
             yield f"features.known[{index}]", f"expected each feature once, found {name!r} again"
     total = sum(features.value_ratio.values())
     if total > 1:
         yield "features.value_ratio", f"expected shares that sum to at most 1, found {total}"
+
+
+def _reserved(path: str, feature: str) -> Iterator[tuple[str, str]]:
+    if feature in _RESERVED:
+        yield path, f"expected another name, since {feature!r} is a label of ours, found it"
 
 
 def _cascades(config: Config) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, 
 _BYTES: Final = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _LONGEST_NAME: Final = 128
 _LONGEST_SECONDS: Final = 100 * 31536000.0
+_PLACES: Final = ("key_alias", "team_alias", "team_id", "user_id", "end_user", "model_group")
 VARIABLE: Final = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")  # of the environment, in an address that differs by node
 
 
@@ -118,6 +119,12 @@ def _line(text: str) -> str:
     return text
 
 
+def _place(text: str) -> str:
+    if text not in _PLACES and not re.fullmatch(r"(tag|metadata):[^\s:][^\s]*", text):
+        raise ValueError(text)
+    return _line(text)
+
+
 def _device(text: str) -> str:
     if not re.fullmatch(r"(GPU|MIG)-[0-9A-Za-z/-]{1,100}", text, re.ASCII):
         raise ValueError(text)
@@ -161,5 +168,6 @@ URL_TEMPLATE: Final = Scalar(
 )
 PATH: Final = Scalar("the path of a file", _line)
 TEXT: Final = Scalar("one line of text", _line)
+PLACE: Final = Scalar(f"one of {', '.join(_PLACES)}, tag:PREFIX or metadata:KEY", _place)
 INSTANT: Final = Scalar("a date or time like 2026-11-01 or 2026-11-01T00:00:00Z", _instant)
 FLAG: Final = Scalar("true or false", _flag)

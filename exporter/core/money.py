@@ -36,6 +36,8 @@ class Kind(StrEnum):
     UNPRICED_TOKENS = "unpriced_tokens"
     USAGE_EVENTS = "usage_events"
     OVERFLOW_EVENTS = "overflow_events"
+    GATEWAY_SPEND = "gateway_spend"  # nano-dollars, as a gateway says
+    GATEWAY_BOOKED = "gateway_booked"  # nano-dollars, as they are booked for the same calls
     CASCADE_REQUESTS = "cascade_requests"
     ESCALATIONS = "escalations"
     COSTED_ESCALATIONS = "costed_escalations"  # those whose first try is in ESCALATION_SPEND
@@ -63,6 +65,8 @@ LABELS: Final = {
     Kind.UNPRICED_TOKENS: ("model",),
     Kind.USAGE_EVENTS: ("result",),
     Kind.OVERFLOW_EVENTS: (),
+    Kind.GATEWAY_SPEND: ("model",),
+    Kind.GATEWAY_BOOKED: ("model",),
     Kind.CASCADE_REQUESTS: ("cascade", "tier"),
     Kind.ESCALATIONS: ("cascade", "from_tier", "to_tier"),
     Kind.COSTED_ESCALATIONS: ("cascade", "from_tier", "to_tier"),

@@ -6,7 +6,7 @@ price is spend of its own. What is neither is unpriced.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -14,10 +14,11 @@ from unicodedata import normalize
 
 import msgspec
 
-from exporter.config.model import Cascade, CascadeSource, Engine, Limits
-from exporter.core.api_prices import ApiPrice, cost_nano_usd
+from exporter.config.model import Cascade, CascadeSource, Limits
+from exporter.config.model import Usage as UsageConfig
+from exporter.core.api_prices import cost_nano_usd
 from exporter.core.attribution import Claim, Claimant, Slot
-from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
+from exporter.core.directory import Directory, Target, one_of
 from exporter.core.money import Account, Category, Kind
 from exporter.core.periods import QUARTER
 from exporter.core.usage_body import OTHER, Names, RefusedError, Usage, shown
@@ -27,96 +28,11 @@ Place = Callable[[str, int], tuple[Slot, bool]]  # an engine and a Unix second t
 
 _KEY_BYTES: Final = 16
 _BODY_BYTES: Final = 8
-_NO_NAMES: Final = frozenset({SEVERAL_MODELS, UNKNOWN_MODEL})  # that stand where a page names no one model
 _encode: Final = msgspec.json.Encoder().encode
-
-
-class Target(NamedTuple):
-    """What did the work of an event: an engine ("" for none), or an API with a price, and the labels of it."""
-
-    engine: str
-    model: str
-    tier: str
-    price: ApiPrice | None = None
 
 
 class ForbiddenError(RefusedError):
     """Whoever sent an event may not send it."""
-
-
-class Directory:
-    """Who has which model."""
-
-    def __init__(
-        self,
-        engines: Sequence[Engine],
-        seen: Mapping[str, Collection[str]],
-        prices: Mapping[tuple[str | None, str], ApiPrice],
-        billed: Mapping[str, str] | None = None,
-    ) -> None:
-        """Look up in these.
-
-        Args:
-            engines: the config's.
-            seen: by engine, the names of models that its page has ever told.
-            prices: of APIs, by provider (None: none is named) and model.
-            billed: by engine, the name that its spend has now.
-        """
-        self._billed = billed or {}
-        self.engines = {engine.name: engine for engine in engines}
-        self._seen = {engine.name: frozenset(seen.get(engine.name, ())) - _NO_NAMES for engine in engines}
-        self._by_model: dict[str, list[Engine]] = {}
-        for engine in engines:
-            for model in dict.fromkeys((*engine.models, *self._seen[engine.name])):
-                self._by_model.setdefault(model, []).append(engine)
-        self._prices = prices
-        self._prices_of: dict[str, list[ApiPrice]] = {}
-        for (_, model), price in prices.items():
-            self._prices_of.setdefault(model, []).append(price)
-
-    def resolve(self, names: Names) -> Target:
-        """Return what did the work of an event with these names.
-
-        Raises:
-            RefusedError: its engine is none of the config's.
-        """
-        engine = self._engine(names)
-        if engine is not None:
-            return Target(engine.name, self._canonical(engine, names.model), engine.tier or names.tier or "")
-        price = self._price(names)
-        return Target("", names.model if price else OTHER, names.tier or "", price)
-
-    def _engine(self, names: Names) -> Engine | None:
-        if names.engine is not None:
-            if names.engine not in self.engines:
-                raise RefusedError(f"engine: {one_of(self.engines)}, found {shown(names.engine)}")
-            return self.engines[names.engine]
-        if names.provider is not None:
-            return None
-        found = self._by_model.get(names.model, [])
-        wanted = (engine for engine in found if names.tier is not None and engine.tier == names.tier)
-        return next(wanted, found[0] if found else None)
-
-    def _canonical(self, engine: Engine, model: str) -> str:
-        """Return the one name that stands for what an engine serves: as it is billed, where that tells one."""
-        seen, billed = self._seen[engine.name], self._billed.get(engine.name, UNKNOWN_MODEL)
-        if billed not in _NO_NAMES:
-            return billed
-        if engine.models:
-            return engine.models[0]
-        if model in seen:
-            return model
-        return next(iter(seen)) if len(seen) == 1 else UNKNOWN_MODEL
-
-    def _price(self, names: Names) -> ApiPrice | None:
-        price = self._prices.get((names.provider, names.model)) or self._prices.get((None, names.model))
-        found = self._prices_of.get(names.model, []) if names.provider is None else []
-        return found[0] if price is None and len(found) == 1 else price
-
-
-def one_of(names: Iterable[str]) -> str:
-    """Say in words which names are expected."""
-    return f"expected one of {', '.join(names) or '(none)'}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,6 +71,7 @@ class Rules:
     place: Place
     room: Room
     limits: Limits
+    usage: UsageConfig = field(default_factory=UsageConfig)
     features: frozenset[str] = frozenset()
     cascades: Sequence[Cascade] = ()
 
@@ -228,6 +145,7 @@ class Sheet:
         self._routes: dict[Names, Route] = {}
         self._seconds: dict[tuple[Names, int], int] = {}  # events that say the same names and second, and their number
         self._lines: list[tuple[int, int, int, int, int]] = []  # that number, tokens of three kinds, nano-dollars
+        self._said: dict[int, int] = {}  # nano-dollars by position, where somebody else says what an event cost
         self._asked: list[Labels] = []
         self._places: list[int] = []  # by that number, which group they belong to
         self._groups: list[Group] = []
@@ -239,13 +157,15 @@ class Sheet:
             ForbiddenError: it is another team's than the token.
             RefusedError: it names something that is not there.
         """
-        number, names, second, _ = usage
+        number, names, second, _, said = usage
         route = self._routes.get(names) or self._route(names)
         seconds = self._seconds
         index = seconds.setdefault((names, second), len(seconds))
         prompt, cached, output = usage.tokens
         price = route.target.price
         cost = cost_nano_usd(price, second, prompt, cached, output) if price else 0
+        if said is not None and not route.target.engine:
+            self._said[len(self._lines)] = said
         self._lines.append((index, prompt, cached, output, cost))
         self.keys.append(_key(usage, self._team))
         self.numbers.append(number)
@@ -315,7 +235,7 @@ class Sheet:
         """Give back the places that were asked for."""
         self._rules.room.give_back(self._asked)
 
-    def effect(self, new: Iterable[int]) -> Effect:
+    def effect(self, new: Collection[int]) -> Effect:
         """Return what events change, by their positions; nothing here moves any more."""
         sums: dict[int, list[int]] = {}
         for position in new:
@@ -333,7 +253,18 @@ class Sheet:
         effect = Effect({}, {}, {})
         for group, found in sums.items():
             _book(effect, self._groups[group], Sums(*found))
+        for position in new if self._said else ():
+            self._compare(effect, position)
         return effect
+
+    def _compare(self, effect: Effect, position: int) -> None:
+        """Note what somebody else says that an event cost, and what is booked for it."""
+        if position in self._said:
+            index, *_, cost = self._lines[position]
+            group = self._groups[self._places[index]]
+            model = (group.route.target.model,)
+            _add(effect, Account(Kind.GATEWAY_SPEND, model), group.quarter, self._said[position])
+            _add(effect, Account(Kind.GATEWAY_BOOKED, model), group.quarter, cost)
 
 
 def _key(usage: Usage, team: str | None) -> tuple[bytes, bytes]:
@@ -350,14 +281,18 @@ def _key(usage: Usage, team: str | None) -> tuple[bytes, bytes]:
 def _book(effect: Effect, group: Group, sums: Sums) -> None:
     route = group.route
     for account, amount in _accounts(group, sums):
-        effect.totals[account] = effect.totals.get(account, 0) + amount
-        if amount:
-            bucket = account, group.quarter
-            effect.buckets[bucket] = effect.buckets.get(bucket, 0) + amount
+        _add(effect, account, group.quarter, amount)
     if group.slot is not None:
         claimed = group.slot, (route.feature, route.team)
         claim = Claim(sums.prompt_tokens, sums.cached_tokens, sums.output_tokens)
         effect.claims[claimed] = effect.claims[claimed].plus(claim) if claimed in effect.claims else claim
+
+
+def _add(effect: Effect, account: Account, quarter: int, amount: int) -> None:
+    effect.totals[account] = effect.totals.get(account, 0) + amount
+    if amount:
+        bucket = account, quarter
+        effect.buckets[bucket] = effect.buckets.get(bucket, 0) + amount
 
 
 def _accounts(group: Group, sums: Sums) -> list[tuple[Account, int]]:

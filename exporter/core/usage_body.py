@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from difflib import get_close_matches
 from itertools import chain
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -20,7 +20,7 @@ MOST_TOKENS: Final = 10_000_000  # of one kind in one event
 OLDEST_SECONDS: Final = 86_400
 NEWEST_SECONDS: Final = 60
 _LONGEST_ID: Final = 256
-_SLICE: Final = 500  # pieces that are read at once, in some milliseconds
+SLICE: Final = 500  # pieces that are read at once, in some milliseconds
 _LONGEST_SHOWN: Final = 40
 _LONGEST_KEY: Final = 64  # characters of an unknown key for which a similar one is looked for
 _SHRINKS: Final = 4  # NFC makes a text shorter by this at most; to compose what is longer could take minutes
@@ -64,12 +64,16 @@ class Names(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """A checked event: its line or number in the body, its names, and the Unix second at which it happened."""
+    """A checked event: its line or number in the body, its names, and the Unix second at which it happened.
+
+    `said_nano_usd` is what somebody else says that it cost, where one does.
+    """
 
     number: int
     names: Names
     second: int
     event: Event
+    said_nano_usd: int | None = None
 
     @property
     def tokens(self) -> tuple[int, int, int]:
@@ -82,6 +86,105 @@ class RefusedError(Exception):
     """A body is refused: where, what was expected and what was found."""
 
 
+class Refusal(NamedTuple):
+    """What is wrong with one record of a body whose others are booked."""
+
+    number: int
+    why: str
+
+
+class Reading(Protocol):
+    """A body that is read."""
+
+    refused: list[Refusal]
+    skipped: int  # records of what used nothing
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is taken whole or not at all."""
+
+    @property
+    def count(self) -> int:
+        """How many events it has."""
+
+    def where(self, number: int) -> str:
+        """Say in words where an event stands."""
+
+    def slices(self) -> Iterator[list[Usage]]:
+        """Yield the events, some at a time; raises RefusedError where the body is refused."""
+
+    def refuse(self, number: int, error: Exception) -> None:
+        """Leave out an event that cannot be booked; a body that is taken whole raises the error."""
+
+
+class Checker:
+    """Checks what single events say."""
+
+    def __init__(self, name_length: int, now: float) -> None:
+        """Take names of at most so many characters; `now` (Unix seconds) is when what does not say so happened."""
+        self.longest, self.now = name_length, now
+        self._checked: dict[tuple[str | None, ...], Names] = {}
+
+    def usage(self, number: int, event: Event, said_nano_usd: int | None = None) -> Usage:
+        """Return a checked event; raises ValueError."""
+        said = (
+            event.feature,
+            event.model,
+            event.team,
+            event.engine,
+            event.provider,
+            event.tier,
+            event.cascade,
+            event.escalated_from,
+        )
+        names = self._checked.get(said) or self._names(said)
+        _check_values(event)
+        second = int(self.now) if event.at is None else _second(event.at, self.now)
+        return Usage(number, names, second, event, said_nano_usd)
+
+    def _names(self, said: tuple[str | None, ...]) -> Names:
+        found = [
+            None if text is None else _name(key, text, self.longest)
+            for key, text in zip(_NAMES, said, strict=True)
+        ]  # fmt: skip
+        names = self._checked[said] = Names._make(found)
+        return names
+
+
+class Pieces:
+    """The pieces of JSON that a body consists of, with their numbers; an empty line is None."""
+
+    def __init__(self, content: bytes) -> None:
+        """Divide a body.
+
+        Raises:
+            RefusedError: an array is damaged.
+        """
+        self.unit, self._items = "line", 0
+        self._content = content
+        self._pieces = self._divided(content)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | msgspec.Raw | None]]:
+        """Yield each piece with its number."""
+        return self._pieces
+
+    @property
+    def count(self) -> int:
+        """How many there are, at least one; lines that are empty are counted as well."""
+        return self._items or self._content.strip().count(b"\n") + 1
+
+    def _divided(self, content: bytes) -> Iterator[tuple[int, bytes | msgspec.Raw | None]]:
+        start = content.lstrip()[:1]
+        if start == b"[":
+            items = _array(content)
+            self.unit, self._items = "event", len(items)
+            return enumerate(items, 1)
+        if start == b"{" and _is_one_object(content):
+            self.unit, self._items = "event", 1
+            return iter([(1, content)])
+        return ((number, None if line.isspace() else line) for number, line in enumerate(io.BytesIO(content), 1))
+
+
 _DECODER: Final = msgspec.json.Decoder(Event)
 _NAMES: Final = Names._fields
 _COUNTS: Final = ("input_tokens", "cached_input_tokens", "output_tokens")
@@ -90,7 +193,9 @@ _A_TIME: Final = "a time with a zone like 2026-11-23T10:00:00Z"
 
 
 class Body:
-    """The events of one body, read in slices so that other work gets its turn in between."""
+    """The events of one body, read in slices so that other work gets its turn in between; it is taken whole."""
+
+    is_whole = True
 
     def __init__(self, content: bytes, name_length: int, now: float) -> None:
         """Begin to read.
@@ -103,32 +208,18 @@ class Body:
         Raises:
             RefusedError: an array is damaged.
         """
-        self.unit, self._items = "line", 0
-        self._content, self._now = content, now
-        self._longest = name_length
-        self._checked: dict[tuple[str | None, ...], Names] = {}
-        self._pieces = self._divided(content)
+        self.refused: list[Refusal] = []
+        self.skipped = 0
+        self._checker, self._pieces = Checker(name_length, now), Pieces(content)
 
     @property
     def count(self) -> int:
         """How many events it has, at least one; lines that are empty within it are counted as well."""
-        return self._items or self._content.strip().count(b"\n") + 1
+        return self._pieces.count
 
     def where(self, number: int) -> str:
         """Say in words where an event stands."""
-        return f"{self.unit} {number}"
-
-    def _divided(self, content: bytes) -> Iterator[tuple[int, bytes | msgspec.Raw | None]]:
-        """Yield each piece of JSON with its number, None for an empty line."""
-        start = content.lstrip()[:1]
-        if start == b"[":
-            items = _array(content)
-            self.unit, self._items = "event", len(items)
-            return enumerate(items, 1)
-        if start == b"{" and _is_one_object(content):
-            self.unit, self._items = "event", 1
-            return iter([(1, content)])
-        return ((number, None if line.isspace() else line) for number, line in enumerate(io.BytesIO(content), 1))
+        return f"{self._pieces.unit} {number}"
 
     def slices(self) -> Iterator[list[Usage]]:
         """Yield the events, some at a time.
@@ -141,7 +232,7 @@ class Body:
         for number, piece in self._pieces:
             if piece is not None:
                 found.append(self._read(number, piece))
-            if number % _SLICE == 0:
+            if number % SLICE == 0:
                 is_empty = is_empty and not found
                 yield found
                 found = []
@@ -149,36 +240,21 @@ class Body:
             raise RefusedError("expected at least one event, found none")
         yield found
 
+    def refuse(self, number: int, error: Exception) -> None:
+        """Raise the error, with the place where the event stands."""
+        kind = type(error) if isinstance(error, RefusedError) else RefusedError
+        raise kind(f"{self.where(number)}: {error}") from None
+
     def _read(self, number: int, piece: bytes | msgspec.Raw) -> Usage:
         try:
             event = _DECODER.decode(piece)
         except (ValueError, RecursionError) as error:
-            raise RefusedError(f"{self.where(number)}: {_mistake(bytes(piece), error, self._longest)}") from None
-        said = (
-            event.feature,
-            event.model,
-            event.team,
-            event.engine,
-            event.provider,
-            event.tier,
-            event.cascade,
-            event.escalated_from,
-        )
+            mistake = _mistake(bytes(piece), error, self._checker.longest)
+            raise RefusedError(f"{self.where(number)}: {mistake}") from None
         try:
-            names = self._checked.get(said) or self._names(said)
-            _check_values(event)
-            second = int(self._now) if event.at is None else _second(event.at, self._now)
+            return self._checker.usage(number, event)
         except ValueError as error:
             raise RefusedError(f"{self.where(number)}: {error}") from None
-        return Usage(number, names, second, event)
-
-    def _names(self, said: tuple[str | None, ...]) -> Names:
-        found = [
-            None if text is None else _name(key, text, self._longest)
-            for key, text in zip(_NAMES, said, strict=True)
-        ]  # fmt: skip
-        names = self._checked[said] = Names._make(found)
-        return names
 
 
 def _array(content: bytes) -> list[msgspec.Raw]:

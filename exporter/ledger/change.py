@@ -65,18 +65,21 @@ class Batch:
     """Deliveries that are written together, each of them once however often it comes.
 
     Of `keys` those that the ledger does not know are new. `effect` returns what the new ones change, by their
-    positions; it is called in the writer's thread, and may not look at anything that moves.
+    positions; it is called in the writer's thread, and may not look at anything that moves. Where one is a conflict,
+    the others are written only if the batch `is_partial`.
     """
 
     keys: Sequence[Key]
     effect: Callable[[Sequence[int]], Change]
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What became of a batch; `change` is what was written.
 
-    Nothing of it is where there are `conflicts`, positions of known keys with another body, or a `problem`, in words.
+    Nothing of it is where there is a `problem`, in words, or, unless the batch is partial, where there are `conflicts`:
+    positions of known keys with another body.
     """
 
     new: Sequence[int] = ()

@@ -52,12 +52,13 @@ def judge(connection: sqlite3.Connection, batch: Batch, day: int) -> Verdict:
             new.append(position)
         elif known[key] != body:
             conflicts.append(position)
-    if conflicts:
+    if conflicts and not batch.is_partial:
         return Verdict(conflicts=conflicts)
     fresh = (batch.keys[position] for position in new)
     connection.executemany(f"INSERT INTO {_table(day)} (key, body) VALUES (?, ?)", fresh)  # noqa: S608 - the names are ours
     connection.execute(_COUNT, (_table(day), len(new)))
-    return Verdict(new=new, duplicates=len(batch.keys) - len(new), change=batch.effect(new))
+    duplicates = len(batch.keys) - len(new) - len(conflicts)
+    return Verdict(new=new, duplicates=duplicates, conflicts=tuple(conflicts), change=batch.effect(new))
 
 
 def _known(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def test_a_delivery_counts_once_however_often_it_comes(tmp_path: Path):
     with writing(tmp_path) as ledger:
         assert deliver(ledger, delivery(("a", 5))).duplicates == 1
     assert booked(tmp_path) == (13, Claim(13, 0, 3))
+
+
+def test_a_conflict_leaves_the_rest_of_a_partial_batch(tmp_path: Path):
+    with writing(tmp_path) as ledger:
+        deliver(ledger, delivery(("a", 5)))
+        mixed = deliver(ledger, replace(delivery(("b", 1), ("a", 6), ("a", 5), ("b", 2)), is_partial=True))
+    assert (list(mixed.new), mixed.duplicates, list(mixed.conflicts)) == ([0], 1, [1, 3])
+    assert booked(tmp_path) == (6, Claim(6, 0, 2))
 
 
 def test_a_conflict_refuses_the_whole_batch(tmp_path: Path):

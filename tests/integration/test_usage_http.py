@@ -30,11 +30,12 @@ from exporter.config.nodes import ConfigError
 from exporter.config.prices import ApiModel, ApiPrices
 from exporter.core.api_prices import configured
 from exporter.core.attribution import Claim, Slot
+from exporter.core.directory import Directory
 from exporter.core.money import Account, Entry, Kind
 from exporter.core.snapshot import ConfigView, Snapshot
-from exporter.core.usage import Directory, Room, Rules
+from exporter.core.usage import Room, Rules
 from exporter.ledger import Batch, Ledger, Verdict, file
-from exporter.web import usage
+from exporter.web import bodies, usage
 from exporter.web.bearer import UsageTokens
 from exporter.web.board import Board
 from exporter.web.usage import UsageDesk
@@ -491,7 +492,7 @@ async def test_a_ledger_that_does_not_answer_is_not_waited_for_and_what_it_takes
 
 
 async def test_only_so_many_bodies_are_in_work_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(usage, "_MOST_BODIES", 4)
+    monkeypatch.setattr(bodies, "MOST_BODIES", 4)
     made: list[Slow] = []
 
     def slow(books: Books) -> Slow:
@@ -512,7 +513,7 @@ async def test_only_so_many_bodies_are_in_work_at_once(tmp_path: Path, monkeypat
 
 
 async def test_large_bodies_are_fewer_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(usage, "_MOST_BYTES", 2 * 2**20)
+    monkeypatch.setattr(bodies, "MOST_BYTES", 2 * 2**20)
     async with staged(tmp_path) as stage:
         head = b"POST /v1/usage HTTP/1.1\r\nHost: a\r\n"
         waiting = [await asyncio.open_connection("127.0.0.1", stage.port) for _ in range(2)]
@@ -581,7 +582,7 @@ async def test_what_breaks_off_is_not_taken_and_hurts_nobody(
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(usage, "_READ_SECONDS", 0.05)
+    monkeypatch.setattr(bodies, "_READ_SECONDS", 0.05)
     async with staged(tmp_path) as stage:
         answer = await stage.raw(HEAD + b"Content-Length: 1000\r\n\r\n", GOOD)
         assert answer.startswith(b"HTTP/1.1 408 ")

@@ -23,9 +23,10 @@ from exporter.config.load import load
 from exporter.config.model import GpuSelect
 from exporter.core.api_prices import configured
 from exporter.core.attribution import Settling
+from exporter.core.directory import Directory
 from exporter.core.gpu_readings import GpuReading, Measure, Total
 from exporter.core.money import Account, Kind
-from exporter.core.usage import Directory, Effect, Room, Rules, Sheet
+from exporter.core.usage import Effect, Room, Rules, Sheet
 from exporter.core.usage_body import Body
 from exporter.sources.dcgm import NodePage, Owner
 from tests.demos import places

@@ -341,6 +341,13 @@ def test_value_and_what_is_open_stand_beside_what_features_spend():
     assert "1 event came under too many names" in said
 
 
+def test_what_litellm_says_stands_beside_what_is_booked():
+    figures = {Kind.GATEWAY_SPEND: {("gpt",): 3 * NANO}, Kind.GATEWAY_BOOKED: {("gpt",): 2 * NANO}}
+    said = text(part(main(snapshot(totals={**features(1), **figures})), "features"))
+    assert "LiteLLM says $3.00 for calls to APIs that are booked with $2.00 here." in said
+    assert "LiteLLM" not in text(part(main(snapshot(totals=features(1))), "features"))
+
+
 def test_a_feature_that_stands_ready_is_no_second_row_and_its_value_counts_once():
     """Known features have totals of 0 without a team from the start: their values summed to 200 %."""
     showback = ShowbackView(value_ratios={"f0001": 0.6, "f0002": 0.4, "f0003": 0.0})

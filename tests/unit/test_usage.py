@@ -15,8 +15,9 @@ from exporter.config.model import Cascade, CascadeSource, Engine, Limits
 from exporter.config.prices import ApiModel, ApiPrices
 from exporter.core.api_prices import ApiPrice, Rate, Rule, configured, cost_nano_usd
 from exporter.core.attribution import Claim, Settling, Slot
+from exporter.core.directory import Directory, Target
 from exporter.core.money import LABELS, Account, Kind
-from exporter.core.usage import Directory, ForbiddenError, Room, Rules, Sheet, Target
+from exporter.core.usage import ForbiddenError, Room, Rules, Sheet
 from exporter.core.usage_body import Body, Names, RefusedError
 
 NOW = 1_795_464_804  # 2026-11-23T20:13:24Z

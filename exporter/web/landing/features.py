@@ -93,6 +93,9 @@ def _about(snapshot: Snapshot) -> Iterator[str]:
     for (engine, window), ratio in snapshot.showback.coverage.items():
         if window == "1h":
             yield f"Events claim {percent(ratio)} of the tokens that {engine} counted in the last hour."
+    theirs, ours = (sum(snapshot.totals.get(kind, {}).values()) for kind in (Kind.GATEWAY_SPEND, Kind.GATEWAY_BOOKED))
+    if theirs or ours:
+        yield f"LiteLLM says {usd_of(theirs)} for calls to APIs that are booked with {usd_of(ours)} here."
     overflow = sum(snapshot.totals.get(Kind.OVERFLOW_EVENTS, {}).values())
     if overflow:
         yield f"{several(overflow, 'event')} came under too many names, and are booked as other."

@@ -1,0 +1,110 @@
+"""Who has which model: what did the work of an event, or of a call that somebody else recorded."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from exporter.config.model import Engine
+from exporter.core.api_prices import ApiPrice
+from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
+from exporter.core.usage_body import OTHER, Names, RefusedError, shown
+from exporter.core.usage_records import Call, Found, address_of
+
+_NO_NAMES: Final = frozenset({SEVERAL_MODELS, UNKNOWN_MODEL})  # that stand where a page names no one model
+
+
+class Target(NamedTuple):
+    """What did the work of an event: an engine ("" for none), or an API with a price, and the labels of it."""
+
+    engine: str
+    model: str
+    tier: str
+    price: ApiPrice | None = None
+
+
+class Directory:
+    """Who has which model."""
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        seen: Mapping[str, Collection[str]],
+        prices: Mapping[tuple[str | None, str], ApiPrice],
+        billed: Mapping[str, str] | None = None,
+    ) -> None:
+        """Look up in these.
+
+        Args:
+            engines: the config's.
+            seen: by engine, the names of models that its page has ever told.
+            prices: of APIs, by provider (None: none is named) and model.
+            billed: by engine, the name that its spend has now.
+        """
+        self._billed = billed or {}
+        self.engines = {engine.name: engine for engine in engines}
+        self._seen = {engine.name: frozenset(seen.get(engine.name, ())) - _NO_NAMES for engine in engines}
+        self._by_model: dict[str, list[Engine]] = {}
+        for engine in engines:
+            for model in dict.fromkeys((*engine.models, *self._seen[engine.name])):
+                self._by_model.setdefault(model, []).append(engine)
+        self._at = {address_of(engine.url): engine.name for engine in engines}
+        self._prices = prices
+        self._prices_of: dict[str, list[ApiPrice]] = {}
+        for (_, model), price in prices.items():
+            self._prices_of.setdefault(model, []).append(price)
+
+    def resolve(self, names: Names) -> Target:
+        """Return what did the work of an event with these names.
+
+        Raises:
+            RefusedError: its engine is none of the config's.
+        """
+        engine = self._engine(names)
+        if engine is not None:
+            return Target(engine.name, self._canonical(engine, names.model), engine.tier or names.tier or "")
+        price = self._price(names)
+        return Target("", names.model if price else OTHER, names.tier or "", price)
+
+    def find(self, call: Call) -> Found:
+        """Return what did the work of a call: whoever was asked, an API with a price, or whoever has the model."""
+        engine = self._at.get(call.address) if call.address else None
+        if engine is not None:
+            return Found(engine, None, call.models[0])
+        for model in call.models:
+            if call.provider is not None and (call.provider, model) in self._prices:
+                return Found(None, call.provider, model)
+        for model in call.models:
+            if model in self._by_model or self._price(Names("", model)):
+                return Found(None, None, model)
+        return Found(None, call.provider, call.models[0])
+
+    def _engine(self, names: Names) -> Engine | None:
+        if names.engine is not None:
+            if names.engine not in self.engines:
+                raise RefusedError(f"engine: {one_of(self.engines)}, found {shown(names.engine)}")
+            return self.engines[names.engine]
+        if names.provider is not None:
+            return None
+        found = self._by_model.get(names.model, [])
+        wanted = (engine for engine in found if names.tier is not None and engine.tier == names.tier)
+        return next(wanted, found[0] if found else None)
+
+    def _canonical(self, engine: Engine, model: str) -> str:
+        """Return the one name that stands for what an engine serves: as it is billed, where that tells one."""
+        seen, billed = self._seen[engine.name], self._billed.get(engine.name, UNKNOWN_MODEL)
+        if billed not in _NO_NAMES:
+            return billed
+        if engine.models:
+            return engine.models[0]
+        if model in seen:
+            return model
+        return next(iter(seen)) if len(seen) == 1 else UNKNOWN_MODEL
+
+    def _price(self, names: Names) -> ApiPrice | None:
+        price = self._prices.get((names.provider, names.model)) or self._prices.get((None, names.model))
+        found = self._prices_of.get(names.model, []) if names.provider is None else []
+        return found[0] if price is None and len(found) == 1 else price
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Say in words which names are expected."""
+    return f"expected one of {', '.join(names) or '(none)'}"

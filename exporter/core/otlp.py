@@ -1,0 +1,170 @@
+"""OTLP over HTTP: bytes into spans, and answers into bytes, in JSON and in protobuf.
+
+Protobuf needs the extra `otlp`, which is imported when the first such body comes.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from exporter.core.spans import Span
+from exporter.core.usage_body import RefusedError
+
+JSON: Final = "application/json"
+PROTOBUF: Final = "application/x-protobuf"
+_MOST_INT64: Final = 2**63 - 1
+_SERVER: Final = "SPAN_KIND_SERVER"
+
+
+class MissingExtraError(Exception):
+    """Protobuf cannot be read here."""
+
+
+class _Value(msgspec.Struct, rename="camel"):
+    string_value: str | None = None
+    int_value: int | str | None = None
+    double_value: float | str | None = None
+    bool_value: bool | None = None
+
+
+class _Attribute(msgspec.Struct, rename="camel"):
+    key: str = ""
+    value: _Value | None = None
+
+
+class _Span(msgspec.Struct, rename="camel"):
+    span_id: str | None = None
+    parent_span_id: str | None = None
+    kind: int | str | None = None
+    end_time_unix_nano: int | str | None = None
+    attributes: list[_Attribute] | None = None
+
+
+class _ScopeSpans(msgspec.Struct, rename="camel"):
+    spans: list[_Span] | None = None
+
+
+class _Resource(msgspec.Struct, rename="camel"):
+    attributes: list[_Attribute] | None = None
+
+
+class _ResourceSpans(msgspec.Struct, rename="camel"):
+    resource: _Resource | None = None
+    scope_spans: list[_ScopeSpans] | None = None
+
+
+class _Request(msgspec.Struct, rename="camel"):
+    resource_spans: list[_ResourceSpans] | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Request)
+
+
+def spans_of_json(content: bytes, read: Collection[str]) -> list[Span]:
+    """Return the spans of a request in JSON, with those attributes that are `read`.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    try:
+        request = _DECODER.decode(content)
+        return list(_of_json(request, read))
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"expected an ExportTraceServiceRequest in JSON, found {error}") from None
+
+
+def _of_json(request: _Request, read: Collection[str]) -> Iterator[Span]:
+    for group in request.resource_spans or ():
+        resource = _attributes(group.resource.attributes if group.resource else None, read)
+        for scope in group.scope_spans or ():
+            for span in scope.spans or ():
+                yield Span(
+                    id=(span.span_id or "").lower(),
+                    parent=(span.parent_span_id or "").lower(),
+                    kind=2 if span.kind == _SERVER else span.kind if isinstance(span.kind, int) else 0,
+                    end_unix_ns=min(int(span.end_time_unix_nano or 0), _MOST_INT64),
+                    attributes=_attributes(span.attributes, read),
+                    resource=resource,
+                )
+
+
+def _attributes(attributes: Iterable[_Attribute] | None, read: Collection[str]) -> dict[str, Any]:
+    found = ((one.key, _scalar(one.value)) for one in attributes or () if one.key in read and one.value)
+    return {key: value for key, value in found if value is not None}
+
+
+def _scalar(value: _Value) -> Any:
+    if value.int_value is not None:
+        return int(value.int_value)
+    if value.string_value is not None:
+        return value.string_value
+    return value.double_value if value.double_value is not None else value.bool_value
+
+
+def spans_of_protobuf(content: bytes, read: Collection[str]) -> list[Span]:
+    """Return the spans of a request in protobuf, with those attributes that are `read`.
+
+    Raises:
+        RefusedError: it is none.
+        MissingExtraError: nothing here can read it.
+    """
+    try:
+        from google.protobuf.message import DecodeError  # noqa: PLC0415 - an extra, and 10 MiB
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest  # noqa: PLC0415
+    except ImportError:
+        raise MissingExtraError from None
+    request = ExportTraceServiceRequest()
+    try:
+        request.ParseFromString(content)
+    except DecodeError:
+        raise RefusedError("expected an ExportTraceServiceRequest in protobuf, found something else") from None
+    return list(_of_protobuf(request, read))
+
+
+def _of_protobuf(request: Any, read: Collection[str]) -> Iterator[Span]:
+    for group in request.resource_spans:
+        resource = _fields(group.resource.attributes, read)
+        for scope in group.scope_spans:
+            for span in scope.spans:
+                yield Span(
+                    id=span.span_id.hex(),
+                    parent=span.parent_span_id.hex(),
+                    kind=span.kind,
+                    end_unix_ns=min(span.end_time_unix_nano, _MOST_INT64),
+                    attributes=_fields(span.attributes, read),
+                    resource=resource,
+                )
+
+
+def _fields(attributes: Any, read: Collection[str]) -> dict[str, Any]:
+    found = ((one.key, one.value.WhichOneof("value"), one.value) for one in attributes if one.key in read)
+    scalars = ("string_value", "int_value", "double_value", "bool_value")
+    return {key: getattr(value, kind) for key, kind, value in found if kind in scalars}
+
+
+def answer(media: str, refused: int, message: str) -> bytes:
+    """Return an ExportTraceServiceResponse: a partial success where spans are refused."""
+    if media == JSON:
+        partial = {"rejectedSpans": str(refused), "errorMessage": message}
+        return msgspec.json.encode({"partialSuccess": partial} if refused else {})
+    return _field(1, b"\x08" + _varint(refused) + _field(2, message.encode())) if refused else b""
+
+
+def status(media: str, message: str) -> bytes:
+    """Return a google.rpc.Status with a message."""
+    return msgspec.json.encode({"message": message}) if media == JSON else _field(2, message.encode())
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a text or a message as protobuf writes it in a field of another."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    """Return a number as protobuf writes it: seven bits a byte, the lowest first, a high bit where more follow."""
+    found = bytearray()
+    while number > 0x7F:  # noqa: PLR2004
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])

@@ -1,0 +1,166 @@
+"""Others' records of calls to models, in place of usage events: each good one is booked, each bad one is named.
+
+Whoever sends them cannot mend them, and sends many at once: one that is bad may not take the others with it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from exporter.core.usage_body import MOST_TOKENS, SLICE, Checker, Event, Refusal, Usage, shown
+
+Item = TypeVar("Item")
+
+_PORTS: Final = {"http": 80, "https": 443}
+# Providers as LiteLLM and OpenTelemetry write them, and as the price list does; the rest is written alike.
+_PROVIDERS: Final[Mapping[str, str]] = {
+    "anthropic_text": "anthropic",
+    "aws.bedrock": "aws",
+    "azure.ai.inference": "azure",
+    "azure.ai.openai": "azure",
+    "azure_ai": "azure",
+    "az.ai.inference": "azure",
+    "az.ai.openai": "azure",
+    "bedrock": "aws",
+    "bedrock_converse": "aws",
+    "cohere_chat": "cohere",
+    "fireworks_ai": "fireworks",
+    "gcp.gemini": "google",
+    "gcp.gen_ai": "google",
+    "gcp.vertex_ai": "google",
+    "gemini": "google",
+    "mistral_ai": "mistral",
+    "text-completion-openai": "openai",
+    "together_ai": "together",
+    "vertex_ai": "google",
+    "x_ai": "x-ai",
+    "xai": "x-ai",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call to a model, as somebody else recorded it.
+
+    `models` are the names that it went by, best first; `address` is HOST:PORT of what was asked. Cached tokens are a
+    part of the input tokens. `second` is the Unix second at which it ended, None where that is not said.
+    """
+
+    id: str
+    feature: str
+    team: str | None
+    models: tuple[str, ...]
+    provider: str | None
+    address: str | None
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    second: float | None
+    said_nano_usd: int | None = None
+
+
+class Found(NamedTuple):
+    """What did the work of a call, in the words of an event."""
+
+    engine: str | None
+    provider: str | None
+    model: str
+
+
+class Records(Generic[Item]):
+    """The records of one body, read in slices so that other work gets its turn in between."""
+
+    is_whole = False
+
+    def __init__(
+        self,
+        items: Iterable[tuple[int, Item]],
+        call: Callable[[Item], Call | None],
+        find: Callable[[Call], Found],
+        checker: Checker,
+    ) -> None:
+        """Begin to read.
+
+        Args:
+            items: the records, with their numbers.
+            call: returns what a record says, or None where nothing was used; raises ValueError.
+            find: returns what did the work.
+            checker: checks names, tokens and times.
+        """
+        self._items, self._call, self._find, self._checker = items, call, find, checker
+        self.refused: list[Refusal] = []
+        self.skipped = 0
+        self.count = 0
+
+    def where(self, number: int) -> str:
+        """Say in words where a record stands."""
+        return f"record {number}"
+
+    def slices(self) -> Iterator[list[Usage]]:
+        """Yield what the good ones say, some at a time."""
+        found: list[Usage] = []
+        for number, item in self._items:
+            self.count += 1
+            try:
+                call = self._call(item)
+                if call is None:
+                    self.skipped += 1
+                else:
+                    found.append(self._checker.usage(number, self._event(call), call.said_nano_usd))
+            except (ValueError, RecursionError) as error:
+                self.refuse(number, error)
+            if number % SLICE == 0:
+                yield found
+                found = []
+        yield found
+
+    def refuse(self, number: int, error: Exception) -> None:
+        """Leave a record out."""
+        self.refused.append(Refusal(number, str(error)))
+
+    def _event(self, call: Call) -> Event:
+        found = self._find(call)
+        return Event(
+            id=call.id,
+            feature=call.feature,
+            team=call.team,
+            engine=found.engine,
+            provider=found.provider,
+            model=found.model,
+            input_tokens=call.input_tokens,
+            cached_input_tokens=call.cached_input_tokens,
+            output_tokens=call.output_tokens,
+            at=None if call.second is None else _iso(call.second),
+        )
+
+
+def provider_of(name: str | None) -> str | None:
+    """Return a provider as the price list writes it."""
+    return None if not name else _PROVIDERS.get(name.lower(), name.lower())
+
+
+def address_of(url: str | None) -> str | None:
+    """Return HOST:PORT of an http address; None where it is none."""
+    try:
+        parts = urlsplit(url or "")
+        port = parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return None
+    return f"{parts.hostname}:{port}" if parts.hostname and port else None
+
+
+def tokens(what: str, count: object) -> int:
+    """Return a count of tokens; raises ValueError."""
+    whole = int(count) if isinstance(count, float) and count.is_integer() else count
+    if type(whole) is not int or not 0 <= whole <= MOST_TOKENS:
+        raise ValueError(f"{what}: expected an integer from 0 to {MOST_TOKENS}, found {shown(count)}")
+    return whole
+
+
+def _iso(second: float) -> str:
+    try:
+        return datetime.fromtimestamp(second, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(f"end: expected Unix seconds, found {shown(second)}") from None

@@ -1,0 +1,165 @@
+"""LiteLLM's records: whose a call was, what it used, what is passed over, and what is refused in words."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from exporter.config.model import LitellmUsage
+from exporter.core.litellm import call_of, records
+from exporter.core.usage_body import RefusedError
+from exporter.core.usage_records import Call, address_of, provider_of
+from tests.captured import litellm_records
+
+AT = 1_795_665_942.5
+PLACES = LitellmUsage()
+
+
+def record(**said: Any) -> dict[str, Any]:
+    base = {
+        "status": "success",
+        "model": "hosted_vllm/llama",
+        "custom_llm_provider": "hosted_vllm",
+        "litellm_call_id": "call",
+        "id": "answer",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "endTime": AT,
+    }
+    return {**base, **said}
+
+
+def read(said: dict[str, Any], places: LitellmUsage = PLACES) -> Call | None:
+    return call_of(json.dumps(said).encode(), places)
+
+
+def called(said: dict[str, Any], places: LitellmUsage = PLACES) -> Call:
+    call = read(said, places)
+    assert call is not None
+    return call
+
+
+def test_a_batch_of_a_real_one():
+    calls = [read(one) for one in litellm_records(AT)]
+    assert [call is None for call in calls] == [False, True, False, True, True, False, True, *5 * [False]]
+    found = [call for call in calls if call is not None]
+    assert {call.team for call in found} == {"docs"}
+    assert [call.feature for call in found] == ["summary", "digest", "summary", "other", *4 * ["summary"]]
+    assert [call.input_tokens for call in found] == [17, 13, 3, 10, 4, 17, 235, 236]
+    assert [call.cached_input_tokens for call in found] == [0, 0, 0, 0, 0, 0, 0, 128]
+    assert [call.output_tokens for call in found] == [8, 4, 4, 20, 5, 5, 3, 3]
+    assert [call.said_nano_usd for call in found] == [0, 0, 0, 13_500, 0, 0, 0, 0]
+    of_api = found.pop(3)
+    assert (of_api.models, of_api.provider, of_api.address) == (
+        ("gpt-4o-mini", "openai/gpt-4o-mini", "api"),
+        "openai",
+        None,
+    )
+    for call in found:
+        assert (call.models, call.address) == (("tiny", "hosted_vllm/tiny", "chat"), "127.0.0.1:8811")
+        assert len(call.id) <= 256
+    assert len({call.id for call in found}) == len(found)
+
+
+def test_what_used_nothing_is_passed_over():
+    assert read(record(status="failure")) is None
+    assert read(record(cache_hit=True)) is None
+    assert read(record(prompt_tokens=0, completion_tokens=None)) is None
+    image = called(record(prompt_tokens=0, completion_tokens=0, response_cost=0.04))
+    assert (image.input_tokens, image.output_tokens, image.said_nano_usd) == (0, 0, 40_000_000)
+
+
+def test_an_answer_that_always_has_the_same_id_is_another_call_each_time():
+    first, second = (called(record(litellm_call_id=call, id="always")) for call in ("a", "b"))
+    assert first.id != second.id
+    assert called(record(litellm_call_id=None)).id == "/answer"
+    assert called(record(id=None)).id == "call/"
+    long = called(record(id="x" * 1000)).id
+    assert (len(long), long.startswith("call/")) == (205, True)
+
+
+def test_the_first_place_that_names_a_feature_counts():
+    tags = ["User-Agent: curl", 7, "feature:search", "feature:other"]
+    metadata = {
+        "user_api_key_alias": "sk-docs",
+        "user_api_key_team_alias": "Docs Team",
+        "user_api_key_team_id": "team-7",
+        "requester_metadata": {"feature": "of-the-caller", "number": 3},
+        "spend_logs_metadata": {"cost_center": "of-the-logs"},
+    }
+    said = record(request_tags=tags, metadata=metadata, end_user="customer", model_group="chat")
+
+    def at(*places: str) -> tuple[str, str | None]:
+        call = called(said, LitellmUsage(feature=places, team=places))
+        return call.feature, call.team
+
+    assert called(said).feature == "search"
+    assert at("metadata:feature") == ("of-the-caller", "of-the-caller")
+    assert at("metadata:number", "metadata:cost_center") == ("of-the-logs", "of-the-logs")
+    assert at("tag:nothing:", "team_id") == ("team-7", "team-7")
+    assert (at("end_user")[0], at("model_group")[0], at("key_alias")[0]) == ("customer", "chat", "sk-docs")
+    assert at("user_id", "tag:User-Agent:") == ("litellm", None)
+    named = LitellmUsage(feature=("key_alias",), features={"sk-docs": "document_summary"}, teams={"Docs Team": "docs"})
+    assert (called(said, named).feature, called(said, named).team) == ("document_summary", "docs")
+    assert (called(record()).feature, called(record()).team) == ("litellm", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"litellm_call_id": None, "id": ""}, "litellm_call_id: expected an id, found none"),
+        ({"prompt_tokens": -1}, "prompt_tokens: expected an integer from 0 to 10000000, found -1"),
+        ({"completion_tokens": 1.5}, "completion_tokens: expected an integer from 0 to 10000000, found 1.5"),
+        ({"response_cost": -0.1}, "response_cost: expected US dollars from 0 to 1000000, found -0.1"),
+        ({"prompt_tokens": "10"}, "expected a record of LiteLLM, found Expected `int | float | null`, got `str`"),
+        ({"model": None}, "expected a record of LiteLLM, found Expected `str`, got `null` - at `$.model`"),
+        ({"metadata": []}, "expected a record of LiteLLM, found Expected `object | null`, got `array`"),
+    ],
+)
+def test_what_cannot_be_booked_is_told(said: dict[str, Any], why: str):
+    with pytest.raises(ValueError, match="expected") as error:
+        read(record(**said))
+    assert str(error.value).startswith(why)
+
+
+def test_a_figure_that_litellm_does_not_have_is_not_zero():
+    debug = {"error_str": "no price"}
+    assert called(record(response_cost=0.0, response_cost_failure_debug_info=debug)).said_nano_usd is None
+    assert called(record(response_cost=None)).said_nano_usd is None
+    assert called(record(response_cost=0.0)).said_nano_usd == 0
+
+
+def test_a_body_is_one_an_array_or_one_a_line():
+    one = json.dumps(record())
+    for body, count in ((one, 1), (f"[{one},{one}]", 2), (f"{one}\n\n{one}\n", 2), ("[]", 0)):
+        assert len(list(records(body.encode()))) == count
+    with pytest.raises(RefusedError, match="expected an array"):
+        list(records(b"[" + one.encode()))
+    bad = json.dumps(record(response_cost=math.nan))  # as Python writes it
+    with pytest.raises(ValueError, match="expected a record of LiteLLM"):
+        call_of(bad.encode(), PLACES)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://10.0.0.1:8000/v1/chat/completions", "10.0.0.1:8000"),
+        ("https://api.openai.com", "api.openai.com:443"),
+        ("http://user:secret@engine/v1", "engine:80"),
+        ("http://[::1]:8000", "::1:8000"),
+        ("", None),
+        (None, None),
+        ("engine:8000", None),
+        ("http://engine:port", None),
+        ("http://[broken", None),
+    ],
+)
+def test_addresses(url: str | None, address: str | None):
+    assert address_of(url) == address
+
+
+def test_providers_are_named_as_the_price_list_does():
+    assert provider_of("vertex_ai") == "google"
+    assert provider_of("OpenAI") == "openai"
+    assert provider_of("") is provider_of(None) is None

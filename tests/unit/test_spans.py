@@ -1,0 +1,189 @@
+"""Spans of calls to models: which count, what they used, in JSON and in protobuf, and how OTLP is answered."""
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from exporter.config.model import TracesUsage
+from exporter.core import otlp
+from exporter.core.spans import READ, Span, call_of, wanted
+from exporter.core.usage_body import RefusedError
+from exporter.core.usage_records import Call
+from tests.captured import as_json, spans
+
+NAMED = TracesUsage()
+ALL = READ.union(NAMED.feature, NAMED.team)
+AT_NS = 1_795_666_039_000_000_000
+CHAT: dict[str, Any] = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.request.model": "llama",
+    "gen_ai.usage.input_tokens": 10,
+    "gen_ai.usage.output_tokens": 5,
+}
+
+
+def span(id: str = "00f067aa0ba902b7", parent: str = "", kind: int = 3, /, **resource: Any) -> Span:
+    return Span(id, parent, kind, AT_NS, CHAT, resource)
+
+
+def said(**more: Any) -> Span:
+    attributes = {**CHAT, **{key.replace("__", "."): value for key, value in more.items()}}
+    return span()._replace(attributes={key: value for key, value in attributes.items() if value is not None})
+
+
+def called(one: Span, named: TracesUsage = NAMED) -> Call:
+    call = call_of(one, named)
+    assert call is not None
+    return call
+
+
+def test_a_batch_of_a_real_one_says_the_same_in_protobuf_and_in_json():
+    request = spans(AT_NS / 1e9)
+    found = otlp.spans_of_protobuf(request.SerializeToString(), ALL)
+    assert otlp.spans_of_json(json.dumps(as_json(request)).encode(), ALL) == found
+    assert len(found) == 6
+    numbers, chosen = zip(*wanted(found), strict=True)
+    calls = [call_of(one, NAMED) for one in chosen]
+    assert numbers == (1, 2, 3, 4, 5)
+    assert calls[4] is None, "it failed"
+    tokens = [(call.input_tokens, call.output_tokens) for call in calls if call]
+    assert tokens == [(4, 5), (4, 5), (4, 5), (2, 5)]
+    assert {(call.feature, call.team, call.models, call.provider) for call in calls if call} == {
+        ("docs-app", None, ("tiny",), "openai")
+    }
+    assert [call.id for call in calls if call] == [one.id for one in found[:4]]
+
+
+def test_cached_and_reasoning_tokens_are_parts_and_never_added():
+    call = called(said(gen_ai__usage__cache_read__input_tokens=4, gen_ai__usage__reasoning__output_tokens=3))
+    assert (call.input_tokens, call.cached_input_tokens, call.output_tokens) == (10, 4, 5)
+
+
+def test_older_names_are_understood():
+    old = {"gen_ai.system": "az.ai.openai", "gen_ai.usage.prompt_tokens": 7, "gen_ai.usage.completion_tokens": 2}
+    call = called(span()._replace(attributes={**old, "gen_ai.request.model": "m", "gen_ai.response.model": "m-2024"}))
+    assert (call.input_tokens, call.output_tokens, call.provider) == (7, 2, "azure")
+    assert call.models == ("m-2024", "m")
+    assert list(wanted([span()._replace(attributes=old)]))
+
+
+def test_what_was_asked_is_an_address():
+    assert called(said(server__address="engine", server__port=8000)).address == "engine:8000"
+    assert called(said(server__address="api.openai.com")).address == "api.openai.com:443"
+
+
+def test_features_and_teams_are_of_the_span_or_else_of_its_resource():
+    named = TracesUsage(feature=("llm.feature", "service.name"), team=("llm.team",), default_feature="nobody")
+    of_both = span()._replace(
+        attributes={**CHAT, "llm.feature": "search"}, resource={"llm.feature": "app", "llm.team": "docs"}
+    )
+    assert (called(of_both, named).feature, called(of_both, named).team) == ("search", "docs")
+    assert called(of_both._replace(attributes=CHAT), named).feature == "app"
+    assert called(of_both._replace(attributes=CHAT, resource={"service.name": 7}), named).feature == "7"
+    assert called(said(), named).feature == "nobody"
+
+
+def test_spans_of_servers_tools_and_agents_are_left_out():
+    tool = said(gen_ai__operation__name="execute_tool")
+    agent = said(gen_ai__operation__name="invoke_agent")
+    nothing = span()._replace(attributes={})
+    assert list(wanted([span("a", "", 2), tool, agent, nothing, span("b", "", 1)])) == [(5, span("b", "", 1))]
+
+
+def test_of_two_spans_around_one_call_the_inner_one_counts():
+    outer, inner, other = span("a"), span("b", "a"), span("c", "x")
+    assert [one.id for _, one in wanted([inner, outer, other])] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"gen_ai__usage__input_tokens": None, "gen_ai__usage__output_tokens": None},
+         "gen_ai.usage.input_tokens: expected tokens, found none: a stream tells them if it is asked to"),
+        ({"gen_ai__usage__input_tokens": "10"}, "gen_ai.usage.input_tokens: expected an integer from 0 to 10000000, "),
+        ({"gen_ai__usage__output_tokens": -1}, "gen_ai.usage.output_tokens: expected an integer from 0 to 10000000, "),
+        ({"gen_ai__usage__output_tokens": True}, "gen_ai.usage.output_tokens: expected an integer from 0 to 10000000,"),
+        ({"gen_ai__request__model": None}, "gen_ai.request.model: expected a model, found none"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_booked_is_told(more: dict[str, Any], why: str):
+    with pytest.raises(ValueError, match="expected") as error:
+        call_of(said(**more), NAMED)
+    assert str(error.value).startswith(why)
+
+
+def test_a_call_that_failed_without_usage_is_passed_over_and_one_with_usage_is_not():
+    failed = {"error__type": "Timeout"}
+    assert called(said(**failed)).input_tokens == 10
+    without = {"gen_ai__usage__input_tokens": None, "gen_ai__usage__output_tokens": None}
+    assert call_of(said(**failed, **without), NAMED) is None
+
+
+@pytest.mark.parametrize("id", ["", "0000000000000000"])
+def test_a_span_without_an_id_is_refused(id: str):
+    with pytest.raises(ValueError, match="spanId: expected an id, found none"):
+        call_of(span(id), NAMED)
+
+
+def test_json_may_write_numbers_as_texts_and_kinds_as_names_and_leave_all_out():
+    value = {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "12"}}
+    one = {
+        "spanId": "00F067AA0BA902B7",
+        "kind": "SPAN_KIND_SERVER",
+        "endTimeUnixNano": str(AT_NS),
+        "attributes": [value],
+    }
+    (found,) = otlp.spans_of_json(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [one]}]}]}).encode(), ALL)
+    assert found == Span("00f067aa0ba902b7", "", 2, AT_NS, {"gen_ai.usage.input_tokens": 12}, {})
+    for empty in ("{}", '{"resourceSpans": null}', '{"resourceSpans": [{"scopeSpans": [{"spans": [{}]}]}]}'):
+        assert [one for _, one in wanted(otlp.spans_of_json(empty.encode(), ALL))] == []
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"resourceSpans": 1}', b"\xff", b"[" * 10_000])
+def test_what_is_no_request_in_json_is_told(body: bytes):
+    with pytest.raises(RefusedError, match="expected an ExportTraceServiceRequest in JSON, found "):
+        otlp.spans_of_json(body, ALL)
+
+
+def test_what_is_no_request_in_protobuf_is_told():
+    with pytest.raises(RefusedError, match="expected an ExportTraceServiceRequest in protobuf, found something else"):
+        otlp.spans_of_protobuf(b"\xff\xff", ALL)
+    assert otlp.spans_of_protobuf(b"", ALL) == []
+
+
+def test_without_the_extra_protobuf_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.proto.collector.trace.v1.trace_service_pb2", None)
+    with pytest.raises(otlp.MissingExtraError):
+        otlp.spans_of_protobuf(b"", ALL)
+
+
+@given(refused=st.integers(0, 2**31), message=st.text(max_size=300))
+def test_answers_are_what_the_library_of_otlp_reads(refused: int, message: str):
+    told = ExportTraceServiceResponse.FromString(otlp.answer(otlp.PROTOBUF, refused, message))
+    assert told.partial_success.rejected_spans == refused
+    assert told.partial_success.error_message == (message if refused else "")
+    in_json = json.loads(otlp.answer(otlp.JSON, refused, message))
+    assert in_json == ({"partialSuccess": {"rejectedSpans": str(refused), "errorMessage": message}} if refused else {})
+
+
+def test_a_status_is_what_googles_library_reads():
+    assert otlp.status(otlp.PROTOBUF, "no") == b"\x12\x02no"
+    # A status has its text in field 2, as the message of a partial success has.
+    again = ExportTraceServiceResponse.FromString(
+        b"\x0a" + bytes([len(long := otlp.status(otlp.PROTOBUF, "é" * 20))]) + long
+    )
+    assert again.partial_success.error_message == "é" * 20
+    assert json.loads(otlp.status(otlp.JSON, "no")) == {"message": "no"}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_spans_or_are_refused(body: bytes):
+    for read in (otlp.spans_of_json, otlp.spans_of_protobuf):
+        with contextlib.suppress(RefusedError):
+            list(wanted(read(body, ALL)))
