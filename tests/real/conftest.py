@@ -102,12 +102,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def started(command: list[str], ready_url: str, log: Path) -> subprocess.Popen[bytes]:
+def started(command: list[str], ready_url: str, log: Path, seconds: float = 30.0) -> subprocess.Popen[bytes]:
     """Start a process and wait until it says that it is ready."""
     with log.open("wb") as to:
         process = subprocess.Popen(command, stdout=to, stderr=subprocess.STDOUT)
     try:
-        wait_for(f"{command[0]} is ready", lambda: answers(ready_url) or process.poll() is not None)
+        wait_for(f"{command[0]} is ready", lambda: answers(ready_url) or process.poll() is not None, seconds)
         assert process.poll() is None, log.read_text(encoding="utf-8")
     except BaseException:
         process.kill()

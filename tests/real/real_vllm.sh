@@ -86,7 +86,8 @@ start() {
     # Offline, no usage reports; 1 GiB of KV cache; no compilation (a start of seconds, not minutes).
     HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1} \
     setsid "$VENV/bin/vllm" serve "$MODEL" --host 127.0.0.1 --port "$port" --served-model-name tiny \
-        --dtype bfloat16 --enforce-eager --max-model-len 2048 --max-num-seqs 4 "$@" > "$log" 2>&1 < /dev/null &
+        --dtype bfloat16 --enforce-eager --max-model-len 2048 --max-num-seqs 4 \
+        --chat-template "$(dirname "$0")/peers/chat.jinja" --enable-prompt-tokens-details "$@" > "$log" 2>&1 < /dev/null &
     local pid=$! begin=$SECONDS
     echo $pid > "$pidfile"
     until curl -fsS -o /dev/null -m 2 "http://127.0.0.1:$port/health" 2>/dev/null; do
