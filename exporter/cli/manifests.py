@@ -258,10 +258,16 @@ def _labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> d
     return {match[1]: match[2] for match in found.values() if match is not None}
 
 
+def _namespace(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _DNS_LABEL.fullmatch(value):
+        raise click.BadParameter(f"expected a name of a-z, 0-9 and -, found {value!r}")
+    return value
+
+
 @click.command(cls=OneLine)
 @click.argument("kinds", nargs=-1, type=click.Choice(tuple(KINDS)))
 @click.option("--config.file", "config_file", type=click.Path(path_type=Path), required=True)
-@click.option("--namespace", help="Where the engines run.")
+@click.option("--namespace", callback=_namespace, help="Where the engines run.")
 @click.option("--label", "labels", multiple=True, callback=_labels, help="What the Prometheus operator selects by.")
 @click.option(
     "--prometheus.url",

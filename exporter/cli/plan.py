@@ -117,6 +117,8 @@ def _what_if(today: Hosting, flags: Mapping[str, Any]) -> Iterator[tuple[str, Ho
         yield f"{number} replica{'s' * (number > 1)}", replace(today, replicas=number)
     other = flags["if_gpu_usd"], flags["if_gpu_count"], flags["if_speedup"]
     if any(value is not None for value in other):
+        if flags["if_gpu_count"] == 0:
+            raise UnusableError("--what-if.gpu.count: expected more than 0, since GPUs are what a month costs, found 0")
         if flags["if_gpu_usd"] is None:
             raise UnusableError("expected --what-if.gpu.usd-per-hour beside the rest of other GPUs, found none")
         yield "other GPUs", planning.with_gpu(today, *other)

@@ -41,6 +41,7 @@ _DAY: Final = 86_400
 _FEW_HOURS: Final = 24
 _MOST_DAYS: Final = BUCKETS_KEPT_SECONDS // _DAY
 _FUTURE: Final = 10**12
+_NOTHING: Final = Stretch(0, 0)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Number = Decimal | Fraction | int | float
@@ -118,14 +119,19 @@ class Sources:
     config: Config | None = None
     engine: Engine | None = None
     saved: Saved | None = None
-    seconds: Fraction = Fraction(0)  # of the ledger, as far as they were observed
+    stretch: Stretch = _NOTHING  # that the ledger tells of
     measured: Measured | None = None
     inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def days(self) -> Fraction:
-        """How long the ledger tells of."""
-        return self.seconds / _DAY
+        """How long the ledger tells of, as far as it was observed."""
+        return self.days_since(self.stretch.start)
+
+    def days_since(self, second: int) -> Fraction:
+        """Return how long it tells of from a Unix second on, as far as it was observed."""
+        buckets = self.saved.buckets if self.saved else {}
+        return planning_measured.observed(buckets, Stretch(second, self.stretch.end)) / _DAY
 
 
 def source_flags(command: Command) -> Command:
@@ -176,8 +182,8 @@ def sources(
         config=config,
         engine=own,
         saved=saved,
-        seconds=planning_measured.observed(saved.buckets, stretch),
-        measured=_measured(saved, stretch, own.name if own else engine),
+        stretch=stretch,
+        measured=_measured(saved, stretch, own.name if own else engine, inputs),
         inputs=inputs,
     )
 
@@ -225,9 +231,14 @@ def _ledger(folder: Path, seconds: int, inputs: Inputs) -> tuple[Saved, Stretch]
         raise UnusableError(f"{folder / NAME}: expected time that was observed, found none in these days")
     if now - end > _DAY:
         inputs.note(f"the ledger ends {(now - end) // _DAY} days ago: what is newer is not known")
-    if known < min(seconds, _FEW_HOURS * 3600):
-        inputs.note(f"the ledger tells of {float(known) / 3600:.1f} hours only: a day is taken to be like them")
+    _note_if_short(inputs, "the ledger tells of", known, seconds)
     return saved, stretch
+
+
+def _note_if_short(inputs: Inputs, what: str, seconds: Fraction, wanted: int) -> None:
+    """Tell of a time that is less than wanted, and too short to stand for a day."""
+    if seconds < min(wanted, _FEW_HOURS * 3600):
+        inputs.note(f"{what} {float(seconds) / 3600:.1f} hours only: a day is taken to be like them")
 
 
 def _second(saved: Saved, name: str, default: int) -> int:
@@ -236,7 +247,7 @@ def _second(saved: Saved, name: str, default: int) -> int:
     return default if known is None else known // NANO
 
 
-def _measured(saved: Saved, stretch: Stretch, engine: str | None) -> Measured | None:
+def _measured(saved: Saved, stretch: Stretch, engine: str | None, inputs: Inputs) -> Measured | None:
     names = planning_measured.engines(saved.buckets)
     if engine is None and len(names) != 1:
         return None
@@ -245,4 +256,8 @@ def _measured(saved: Saved, stretch: Stretch, engine: str | None) -> Measured | 
         found = ", ".join(names) or "none"
         raise UnusableError(f"--engine: expected an engine that the ledger knows ({found}), found {name!r}")
     peaks = [values[0] for series, _, values in saved.samples if series == f"peak:{name}"]
-    return planning_measured.measured(saved.buckets, name, stretch, peaks)
+    measured = planning_measured.measured(saved.buckets, name, stretch, peaks)
+    if not measured.seconds:
+        raise UnusableError(f"--from-ledger: expected a whole quarter of an hour of {name}, found parts of some")
+    _note_if_short(inputs, f"{name} was there for", measured.seconds, stretch.end - stretch.start - QUARTER)
+    return measured

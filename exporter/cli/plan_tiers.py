@@ -13,10 +13,12 @@ from exporter.cli.plan_show import drawn, listed, show
 from exporter.config import units
 from exporter.core import planning_measured, right_sizing
 from exporter.core.cascades import Edge
+from exporter.core.money import Kind
 from exporter.core.planning import DAYS, Figure, product
 from exporter.core.planning_measured import MeasuredTier
 from exporter.core.right_sizing import Mix, Tier
 
+_DAY_SECONDS: Final = 86_400
 _SOURCES: Final = ("from_ledger", "storage_path", "days")
 
 
@@ -85,6 +87,10 @@ def _of_ledger(found: Sources) -> tuple[list[Tier], Fraction]:
     known = [tier for tier in measured if tier.name in costs]
     requests, cheapest = sum(tier.requests for tier in known), min(costs.values())
     tiers = [Tier(tier.name, costs[tier.name] / cheapest, Fraction(tier.requests, requests)) for tier in known]
+    for tier in known:
+        _note_if_late(
+            found, f"tier {tier.name}", planning_measured.since(found.saved.buckets, Kind.SPEND, tier=tier.name)
+        )
     return tiers, max(costs.values()) * requests / found.days * DAYS
 
 
@@ -162,5 +168,20 @@ def _step(found: Sources, edge: Edge, counts: tuple[int, int], costs: dict[str, 
         small=small.usd_per_request if small else None,
         big=big.usd_per_request if big else None,
         escalation=min(Fraction(escalated, received), Fraction(1)) if received else None,
-        requests_per_day=received / found.days if received else None,
+        requests_per_day=received / _days_of_step(found, edge) if received else None,
     )
+
+
+def _days_of_step(found: Sources, edge: Edge) -> Fraction:
+    """Return how long a step has been used: the ledger's time, or since a day of it that is not its first."""
+    labels = {"cascade": edge.cascade, "tier": edge.from_tier}
+    first = planning_measured.since(found.saved.buckets if found.saved else {}, Kind.CASCADE_REQUESTS, **labels)
+    late = first is not None and first - found.stretch.start > _DAY_SECONDS
+    return found.days_since(first) if late and first is not None else found.days
+
+
+def _note_if_late(found: Sources, what: str, first: int | None) -> None:
+    """Tell of what was not there for all of the ledger's days."""
+    if first is not None and first - found.stretch.start > _DAY_SECONDS:
+        days = f"{float(found.days_since(first)):.1f} of {float(found.days):.1f} days"
+        found.inputs.note(f"{what} is there for {days}, and its share is one of all of them")

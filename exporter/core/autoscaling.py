@@ -67,15 +67,19 @@ def triggers(fleet: Fleet) -> list[Trigger]:
         found.append(_ttft(fleet))
     found.append(_busy(fleet))
     if fleet.min_replicas == 0 and fleet.wake_query is not None:
-        query = _requests_within_budget(fleet, fleet.wake_query)
-        found.append(Trigger("wake", "AverageValue", query, str(fleet.requests_per_replica)))
+        found.append(_requests(fleet, "wake", fleet.wake_query))
     return found
 
 
 def _load(fleet: Fleet) -> Trigger:
     """All requests, also those that are worked on: else busy replicas would go as soon as nobody waits."""
     query = f"sum({_of(fleet, 'requests_running')}) + sum({_of(fleet, 'requests_waiting')})"
-    return Trigger("load", "AverageValue", _requests_within_budget(fleet, query), str(fleet.requests_per_replica))
+    return _requests(fleet, "load", query)
+
+
+def _requests(fleet: Fleet, name: str, query: str) -> Trigger:
+    each = str(fleet.requests_per_replica)
+    return Trigger(name, "AverageValue", _within_budget(fleet, query, f" * {each}"), each)
 
 
 def _ttft(fleet: Fleet) -> Trigger:
@@ -83,7 +87,10 @@ def _ttft(fleet: Fleet) -> Trigger:
     buckets = f"sum by (le) (rate({_of(fleet, 'ttft_seconds_bucket')}[2m]))"
     limit = _of(fleet, "scaling_threshold", _is("signal", "ttft"), _is("edge", "up"))
     query = f"((histogram_quantile(0.95, {buckets}) / scalar(max({limit}))) > 0) or vector(0)"
-    return Trigger("ttft", "Value", _within_budget(fleet, query, "<"), "1")
+    if fleet.budget is None:
+        return Trigger("ttft", "Value", query, "1")
+    # Replicas, and not a ratio of them: only so the limit is one of what is asked for, whoever is still loading.
+    return Trigger("ttft", "AverageValue", _within_budget(fleet, f"{_replicas(fleet)} * ({query})"), "1")
 
 
 def _busy(fleet: Fleet) -> Trigger:
@@ -94,22 +101,15 @@ def _busy(fleet: Fleet) -> Trigger:
     )
     limit = _of(fleet, "scaling_threshold", _is("signal", "gpu_utilization"), _is("edge", "down"))
     query = f"({_replicas(fleet)} * (avg({gpus}) >= bool scalar(max({limit})))) or vector(0)"
-    return Trigger("gpu-busy", "AverageValue", _within_budget(fleet, query, "<="), "1")
+    return Trigger("gpu-busy", "AverageValue", _within_budget(fleet, query), "1")
 
 
-def _requests_within_budget(fleet: Fleet, query: str) -> str:
+def _within_budget(fleet: Fleet, query: str, times: str = "") -> str:
+    """Return a number that is no more than affordable replicas (times something)."""
     if fleet.budget is None:
         return query
-    # Where the budget is not known there is no such number, and the requests alone count.
-    return f"(clamp_max({query}, {_affordable(fleet)} * {fleet.requests_per_replica}) >= 0) or ({query})"
-
-
-def _within_budget(fleet: Fleet, query: str, comparison: str) -> str:
-    if fleet.budget is None:
-        return query
-    # What is not known bounds nothing: no number compares as less, so the question is whether it is exceeded.
-    exceeded = {"<": ">=", "<=": ">"}[comparison]
-    return f"({query}) * (1 - ({_replicas(fleet)} {exceeded} bool {_affordable(fleet)}))"
+    # Where the budget is not known there is no such number, and nothing is bounded.
+    return f"(clamp_max({query}, {_affordable(fleet)}{times}) >= 0) or ({query})"
 
 
 def _replicas(fleet: Fleet) -> str:

@@ -1,12 +1,12 @@
 """What really happened, as a ledger's books tell it: work, spend, idle gaps, tiers and cascades of some days.
 
 Books keep quarter-hours. So an idle gap is a run of whole quarters in which an engine cost money and did nothing;
-shorter ones are not seen, and the first and last minutes of a gap are not counted. And an engine that came or went
-within these days is measured over the whole quarters between: nobody knows when in a quarter it was.
+shorter ones are not seen, and the first and last minutes of a gap are not counted. And an engine is measured over the
+whole quarters that were paid for: when in a quarter one came, went or was away nobody knows.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, NamedTuple
@@ -49,6 +49,10 @@ class Stretch(NamedTuple):
     def holds(self, second: int) -> bool:
         """Tell whether a second, or a quarter-hour that begins with it, belongs to this time."""
         return self.start - QUARTER < second < self.end
+
+    def part(self, quarter: int) -> "Stretch":
+        """Return what of a quarter-hour is within this time."""
+        return Stretch(max(self.start, quarter), min(self.end, quarter + QUARTER))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,41 +129,44 @@ def engines(buckets: Buckets) -> list[str]:
 
 def observed(buckets: Buckets, stretch: Stretch) -> Fraction:
     """Return how many seconds of a stretch were observed, 0 or more."""
-    away = sum(amount for _, at, amount in _of(buckets, Kind.UNOBSERVED) if stretch.holds(at))
-    return max(Fraction(stretch.end - stretch.start) - Fraction(away, NANO), Fraction(0))
+    return _seconds({key: amount for key, amount in buckets.items() if stretch.holds(key[1])}, [stretch])
+
+
+def _seconds(buckets: Buckets, parts: Iterable[Stretch]) -> Fraction:
+    away = sum(amount for _, _, amount in _of(buckets, Kind.UNOBSERVED))
+    return max(sum(part.end - part.start for part in parts) - Fraction(away, NANO), Fraction(0))
 
 
 def measured(buckets: Buckets, engine: str, stretch: Stretch, peaks: Iterable[int] = ()) -> Measured:
     """Return what books say of an engine over its part of a stretch; a peak is in thousandths of a token a second."""
-    own = _own(buckets, engine, stretch)
-    buckets = {key: amount for key, amount in buckets.items() if own.holds(key[1])}
+    quarters = _own(buckets, engine, stretch)
+    own = {key: amount for key, amount in buckets.items() if key[1] in quarters}
     spend: Counter[Category] = Counter()
-    for labels, _, amount in _of(buckets, Kind.SPEND, engine):
+    for labels, _, amount in _of(own, Kind.SPEND, engine):
         spend[Category(labels["category"])] += amount
     best = max(peaks, default=None)
-    finished = (how for how in _of(buckets, Kind.REQUESTS, engine) if how[0]["outcome"] != ABANDONED)
+    finished = (how for how in _of(own, Kind.REQUESTS, engine) if how[0]["outcome"] != ABANDONED)
     return Measured(
         engine=engine,
-        seconds=observed(buckets, own),
+        seconds=_seconds(own, map(stretch.part, quarters)),
         spend=spend,
         requests=sum(amount for _, _, amount in finished),
-        tokens={kind: sum(amount for _, _, amount in _of(buckets, kind, engine)) for kind in _TOKENS},
-        cold_starts=sum(amount for _, _, amount in _of(buckets, Kind.COLD_STARTS, engine)),
+        tokens={kind: sum(amount for _, _, amount in _of(own, kind, engine)) for kind in _TOKENS},
+        cold_starts=sum(amount for _, _, amount in _of(own, Kind.COLD_STARTS, engine)),
         gaps=tuple(_gaps(buckets, engine)),
         most_output_tokens_per_second=None if best is None else Fraction(best, _MILLI),
     )
 
 
-def _own(buckets: Buckets, engine: str, stretch: Stretch) -> Stretch:
-    """Return the part of a stretch in which an engine was paid for: whole quarters where it came or went within it."""
-    paid = [at for labels, at, amount in _of(buckets, Kind.SPEND, engine) if amount and labels["category"] in COMPUTE]
-    paid = [at for at in paid if stretch.holds(at)]
+def _own(buckets: Buckets, engine: str, stretch: Stretch) -> Collection[int]:
+    """Return the quarters of a stretch that an engine was paid for to their ends; all, where it costs nothing."""
+    first, last = (second // QUARTER * QUARTER for second in (stretch.start, stretch.end - 1))
+    spent = _of(buckets, Kind.SPEND, engine)
+    paid = {at for labels, at, amount in spent if amount and labels["category"] in COMPUTE and first <= at <= last}
     if not paid:
-        return stretch
-    first, last = min(paid), max(paid)
-    start = stretch.start if first <= stretch.start else first + QUARTER
-    end = stretch.end if last + QUARTER >= stretch.end else last
-    return Stretch(start, end) if start < end else Stretch(max(first, stretch.start), min(last + QUARTER, stretch.end))
+        return range(first, last + 1, QUARTER)
+    goes_on = {at for at in paid if at == last or at + QUARTER in paid}
+    return {at for at in goes_on if at == first or at - QUARTER in paid}
 
 
 def _of(buckets: Buckets, kind: Kind, engine: str | None = None) -> Iterator[Labelled]:
@@ -232,3 +239,9 @@ def edges(buckets: Buckets) -> dict[Edge, tuple[int, int]]:
     for labels, _, amount in _of(buckets, Kind.ESCALATIONS):
         escalated[Edge(**labels)] += amount
     return {edge: (received[edge.cascade, edge.from_tier], count) for edge, count in sorted(escalated.items())}
+
+
+def since(buckets: Buckets, kind: Kind, **labels: str) -> int | None:
+    """Return the Unix second of the first quarter in which there was any of a kind with these labels."""
+    found = (at for said, at, amount in _of(buckets, kind) if amount and said.items() >= labels.items())
+    return min(found, default=None)

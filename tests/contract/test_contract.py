@@ -87,7 +87,7 @@ def test_the_official_distribution_of_pynvml_is_used():
 def test_files_and_functions_stay_small():
     sizes = {path: len(path.read_text().splitlines()) for path in (ROOT / "exporter").rglob("*.py")}
     assert max(sizes.values()) < 400
-    assert sum(sizes.values()) < 23_500
+    assert sum(sizes.values()) < 24_000
 
 
 def test_no_file_of_the_project_names_a_machine():

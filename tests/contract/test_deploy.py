@@ -235,6 +235,7 @@ def test_windows_are_twice_a_cold_start_and_those_of_the_signals_at_least():
             "--cap-by-budget: expected one of the budgets, of which there are none, found 'none'",
         ),
         (("--label=release",), "expected NAME=VALUE, found 'release'"),
+        (("--namespace=l m",), "expected a name of a-z, 0-9 and -, found 'l m'"),
         (("--max-replicas=0",), "0 is not in the range"),
     ],
 )

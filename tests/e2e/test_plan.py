@@ -340,6 +340,36 @@ def test_input_tokens_without_a_price_at_the_api_are_told(ledger: tuple[str, ...
     assert said(*ledger, "--api.usd-per-million-output=0.60", "--api.usd-per-million-input=0")["notes"] == []
 
 
+def test_what_came_late_is_measured_since_then_or_told(tmp_path: Path):
+    now = int(time.time()) // QUARTER * QUARTER
+    begun = now - 7 * 96 * QUARTER
+    rows: list[tuple[Kind, tuple[str, ...], int, int]] = [
+        (Kind.SPEND, ("compute_busy", *CHAT), NANO // 5, now - number * QUARTER) for number in range(1, 673)
+    ]
+    rows += [(Kind.REQUESTS, ("chat", "llama", "finished"), 100, now - number * QUARTER) for number in range(1, 673)]
+    young = ("young", "llama", "best")
+    rows += [(Kind.SPEND, ("compute_busy", *young), NANO // 5, now - number * QUARTER) for number in range(1, 9)]
+    rows += [(Kind.REQUESTS, ("young", "llama", "finished"), 100, now - number * QUARTER) for number in range(1, 9)]
+    for number in range(1, 97):
+        rows.append((Kind.CASCADE_REQUESTS, ("support", "fast"), 100, now - number * QUARTER))
+        rows.append((Kind.ESCALATIONS, ("support", "fast", "best"), 25, now - number * QUARTER))
+    brief = ("compute_busy", "brief", "m", "")
+    rows.append((Kind.SPEND, brief, NANO // 50, now - 3 * QUARTER))
+    meta = {"accounting_start": str(begun * NANO), "last_beat": str(now * NANO)}
+    with writing(tmp_path / "data") as ledger:
+        commit(ledger, booked(rows, meta=meta))
+    data = ("--from-ledger", f"--storage.path={tmp_path / 'data'}")
+    found = said(*data, "--engine=young")
+    assert used(found)["gpu.usd-per-hour"] == (0.8, "ledger")
+    assert found["notes"] == ["young was there for 1.8 hours only: a day is taken to be like them"]
+    assert used(said("cascade", *data))["requests-per-day"] == (9600, "ledger")
+    assert said("right-size", *data)["notes"] == [
+        "tier best is there for 0.1 of 7.0 days, and its share is one of all of them"
+    ]
+    line = "Error: --from-ledger: expected a whole quarter of an hour of brief, found parts of some\n"
+    assert run(*data, "--engine=brief").stderr == line
+
+
 def test_steps_and_tiers_that_tell_too_little_are_told(tmp_path: Path):
     at = int(time.time()) // QUARTER * QUARTER
     steps = [("support", "fast", "balanced"), ("support", "balanced", "frontier")]
@@ -419,6 +449,7 @@ GPU = "--gpu.usd-per-hour=1"
         ("--gpu.usd-per-hour=x", f"Invalid value for '--gpu.usd-per-hour': {USD}'x'"),
         ("--gpu.count=-1", "Invalid value for '--gpu.count': expected a number of GPUs like 1, 0.5 or 3/7, found '-1'"),
         (f"{GPU} --gpu.count=0", "--gpu.count: expected more than 0, since GPUs are what a month costs, found 0"),
+        (f"{GPU} --what-if.gpu.count=0", "--what-if.gpu.count: expected more than 0, since GPUs"),
         (f"{GPU} --cached-input-tokens=9", "--cached-input-tokens: expected at most the 0 input tokens that they are"),
         ("--nonsense", "No such option"),
         ("nonsense", "No such command 'nonsense'."),

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from exporter.core.cascades import Edge
 from exporter.core.money import NANO, Account, Category, Kind
-from exporter.core.planning_measured import MeasuredTier, Stretch, edges, engines, measured, observed, tiers
+from exporter.core.planning_measured import MeasuredTier, Stretch, edges, engines, measured, observed, since, tiers
 
 QUARTER = 900
 DAY = 86_400
@@ -72,7 +72,21 @@ def test_an_engine_that_went_is_measured_until_then():
     gone = spent("compute_busy", range(10)) | spent("compute_idle", [10], "0.01")
     assert measured(gone, "chat", Stretch(0, DAY)).compute_usd_per_hour == Fraction("0.80")
     brief = spent("compute_busy", [40], "0.05")
-    assert measured(brief, "chat", Stretch(0, DAY)).seconds == QUARTER
+    assert measured(brief, "chat", Stretch(0, DAY)).seconds == 0, "nobody knows how much of a quarter that was"
+
+
+def test_an_engine_that_was_away_is_measured_before_and_after():
+    edges_of_it = spent("compute_busy", [10, 50], "0.03")
+    away = spent("compute_busy", range(10)) | edges_of_it | spent("compute_idle", range(51, 96))
+    found = measured(away, "chat", Stretch(0, DAY))
+    assert found.compute_usd_per_hour == Fraction("0.80")
+    assert found.seconds == (10 + 45) * QUARTER
+
+
+def test_since_when_there_is_any():
+    books = spent("compute_busy", [3, 5]) | spent("compute_busy", [2], "0")
+    assert since(books, Kind.SPEND, tier="fast") == 3 * QUARTER
+    assert since(books, Kind.SPEND, tier="best") is None
 
 
 def test_the_first_and_the_last_quarter_of_a_ledger_are_parts():
