@@ -7,22 +7,10 @@ from exporter.core.linting import bounds, deployments, queries, signals, targets
 from exporter.core.linting.autoscalers import Autoscaler, autoscalers
 from exporter.core.linting.case import Case, case_of
 from exporter.core.linting.documents import Document, Node, objects
-from exporter.core.linting.findings import RULES, Finding, Rule, Severity, found
+from exporter.core.linting.findings import RULES, Finding, Severity, found
 from exporter.core.linting.targets import Facts, Family, Target
 
-__all__ = [
-    "RULES",
-    "Document",
-    "Facts",
-    "Family",
-    "Finding",
-    "Node",
-    "Rule",
-    "Severity",
-    "concerned",
-    "lint",
-    "objects",
-]
+__all__ = ["RULES", "Document", "Facts", "Family", "Finding", "Node", "Severity", "concerned", "lint", "objects"]
 
 Allowed = Mapping[tuple[str, int], frozenset[str]]  # by file and line: the rules that a comment there allows
 

@@ -12,16 +12,21 @@ from exporter.core.linting.findings import Finding, Severity
 _DEFAULT_WINDOW_SECONDS: Final = Decimal(300)  # of an HPA, and KEDA's cooldown
 _COLD_STARTS: Final = 2
 _DOUBLE_PERCENT: Final = 100
+_PAUSED: Final = ("metadata", "annotations", "autoscaling.keda.sh/paused-replicas")
 
 
 def too_few(case: Case) -> Iterator[Finding]:
     """LLM010."""
-    least = case.scaler.least
-    if case.has_gpu is False or least is None or least >= case.demand.replicas:
-        return
+    node = case.document.node
     severity = Severity.ERROR if case.demand.is_known else Severity.WARNING
-    message = f"goes down to {least}, and needs {case.demand.replicas}: {case.demand.reason}"
-    yield case.found("LLM010", severity, _line_of_least(case), message)
+    fewest: tuple[tuple[Decimal | int | None, int, str], ...] = (
+        (case.scaler.least, _line_of_least(case), "goes down to"),
+        (_number(node.at(*_PAUSED)) if case.scaler.is_keda else None, node.line_of(*_PAUSED), "is paused at"),
+    )
+    for least, line, how in fewest:
+        if case.has_gpu is not False and least is not None and least < case.demand.replicas:
+            message = f"{how} {least}, and needs {case.demand.replicas}: {case.demand.reason}"
+            yield case.found("LLM010", severity, line, message)
 
 
 def _line_of_least(case: Case) -> int:

@@ -22,10 +22,17 @@ _HISTOGRAMS: Final = (
     " request_prefill_kv_computed_tokens kv_block_idle_before_evict_seconds kv_block_lifetime_seconds"
     " kv_block_reuse_gap_seconds"
 )
-_OTHERS: Final = (  # of routers in front that speak the same prefix, or seen in the source alone
-    "num_incoming_requests_total input_tokens_total output_tokens_total current_qps avg_decoding_length avg_ttft"
-    " avg_latency avg_itl num_prefill_requests num_decoding_requests healthy_pods_total deployment_replicas"
-    " diffusion_num_canvas_positions diffusion_num_committed_tokens diffusion_num_denoising_steps"
+_ROUTERS_COUNTERS: Final = (  # of the router in front, which speaks the same prefix
+    "num_incoming_requests_total input_tokens_total output_tokens_total request_errors_total routing_decisions_total"
+    " request_latency_seconds_bucket request_latency_seconds_sum request_latency_seconds_count"
+)
+_ROUTERS_GAUGES: Final = (
+    "current_qps avg_decoding_length avg_ttft avg_latency avg_itl num_prefill_requests num_decoding_requests"
+    " healthy_pods_total deployment_replicas"
+)
+_ROUTERS: Final = frozenset((*_ROUTERS_COUNTERS.split(), *_ROUTERS_GAUGES.split()))
+_OTHERS: Final = (  # seen in the source alone
+    "diffusion_num_canvas_positions diffusion_num_committed_tokens diffusion_num_denoising_steps"
     " num_requests_kv_fetch_by_stage watermark_requests"
 )
 GONE: Final[Mapping[str, str]] = {
@@ -52,8 +59,10 @@ HISTOGRAM: Final = "histogram"
 
 
 def _samples() -> Iterator[tuple[str, str]]:
-    for name in _GAUGES.split():
+    for name in (*_GAUGES.split(), *_ROUTERS_GAUGES.split()):
         yield name, GAUGE
+    for name in _ROUTERS_COUNTERS.split():
+        yield name, COUNTER
     for name in _COUNTERS.split():
         yield f"{name}_total", COUNTER
         yield f"{name}_created", GAUGE
@@ -61,7 +70,7 @@ def _samples() -> Iterator[tuple[str, str]]:
         yield from histogram(name)
         yield f"{name}_created", GAUGE
     for name in _OTHERS.split():
-        yield name, COUNTER if name.endswith("_total") else ""
+        yield name, ""
 
 
 def histogram(name: str) -> Iterator[tuple[str, str]]:
@@ -89,6 +98,8 @@ def replacement(bare: str) -> str | None:
 
 
 def is_on_the_engines_page(name: str) -> bool:
-    """Tell whether a metric ends with the pod that it tells of."""
+    """Tell whether a metric ends with the pod that it tells of; the router's go on without one."""
+    if name.removeprefix(VLLM_PREFIX) in _ROUTERS:
+        return False
     own = name.startswith("llmcost_") and not name.startswith(("llmcost_budget_", "llmcost_feature_"))
     return own or name.startswith(("vllm:", "sglang:", "tgi_", "llamacpp:", "nv_", "DCGM_"))

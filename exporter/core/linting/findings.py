@@ -161,8 +161,9 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
     "LLM042": Rule(
         "The metric type does not fit",
-        "AverageValue divides by the number of replicas: right for the whole load, wrong for a mean, a ratio or a "
-        "percentile, which does not grow with them. Utilization is for CPU and memory alone.",
+        "AverageValue asks for value / threshold replicas: right for the whole load. Value asks for so many times "
+        "today's: right for a mean, a ratio or a percentile, while the whole load runs to the maximum. Utilization is "
+        "for CPU and memory alone.",
         "metricType: Value for means, ratios and percentiles; AverageValue for a sum over all replicas.",
     ),
     "LLM043": Rule(

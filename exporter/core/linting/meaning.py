@@ -1,6 +1,7 @@
 """What the answer of a query is: how many elements, of what unit, the whole load or the load of one replica."""
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -36,6 +37,10 @@ _PERCENT: Final = re.compile(r"DCGM_FI_DEV_(GPU|MEM_COPY)_UTIL|nvidia_smi_utiliz
 _RATIO: Final = re.compile(r"_ratio$|_perc(ent)?$|_UTIL$|_ACTIVE$|usage$|utilization$")
 _SECONDS: Final = re.compile(r"_seconds$")
 _PER_REPLICA: Final = re.compile(r"waiting|running|queue|pending")
+_LOAD: Final = re.compile(
+    r"^(?!.*(avg|mean|median|p\d\d|per.(replica|pod|gpu)|time|latency|duration)).*(requests|waiting|running|queue|pending)"
+)
+_REPLICAS: Final = re.compile(r"(spec|status|ready|available|deployment)_replicas|healthy_pods|^up$|source_up$")
 
 
 class Unit(StrEnum):
@@ -51,7 +56,14 @@ class Whose(StrEnum):
 
     FLEET = "fleet"  # the whole load: it doubles where the load doubles, however many replicas there are
     REPLICA = "replica"  # a mean, a ratio or a percentile: it falls where replicas are added
+    UNKNOWN = "unknown"  # a name that does not say it, or one series of several
     CONSTANT = "constant"
+
+
+_HUNDREDFOLD: Final[Mapping[tuple[str, Unit | None], Unit]] = {
+    ("*", Unit.SHARE): Unit.PERCENT,
+    ("/", Unit.PERCENT): Unit.SHARE,
+}
 
 
 def single(expression: Expression) -> Labels | None:
@@ -145,7 +157,7 @@ def filter_of(expression: Expression) -> Binary | None:
     match expression:
         case Binary():
             return _filter_of_binary(expression)
-        case Call("absent" | "absent_over_time", _):
+        case Call("absent" | "absent_over_time" | "scalar", _):  # scalar() answers NaN
             return None
         case Range(inner):
             return filter_of(inner)
@@ -153,19 +165,39 @@ def filter_of(expression: Expression) -> Binary | None:
 
 
 def _filter_of_binary(found: Binary) -> Binary | None:
-    left, right = filter_of(found.left), filter_of(found.right)
+    left, right = (_filter_of_side(one, found.operator) for one in (found.left, found.right))
     if found.operator == "or":
         return left if right is not None else None
     if found.is_comparison and not found.is_bool and not is_scalar(found):
         return found
-    return left if found.operator == "unless" else left or right
+    # Behind `and` stands a guard: where there is no data, no answer is meant. One on the clock alone is none.
+    guards = found.operator == "unless" or (found.operator == "and" and selectors(found.right))
+    return left if guards else left or right
+
+
+def _filter_of_side(side: Expression, operator: str) -> Binary | None:
+    """Pass over a join with series that say a state by 1, like the pods that are ready."""
+    match found := filter_of(side):
+        case Binary("==", _, Number(1)) if operator == "*" and single(side) is None:
+            return None
+    return found
+
+
+def is_switch(expression: Expression) -> bool:
+    """Tell whether every metric in it is only compared with something, for an answer of 0 or 1."""
+    match expression:
+        case Selector():
+            return False
+        case Binary(is_bool=True):
+            return True
+    return all(map(is_switch, children(expression)))
 
 
 def whose(expression: Expression) -> Whose:
     """Tell whether the number is of the whole fleet or of one replica."""
     match expression:
         case Selector(name, _):
-            return Whose.REPLICA if _RATIO.search(name) or _SECONDS.search(name) else Whose.FLEET
+            return _whose_by_name(name)
         case Aggregation():
             return _whose_of_aggregation(expression)
         case Call():
@@ -177,13 +209,22 @@ def whose(expression: Expression) -> Whose:
     return Whose.CONSTANT
 
 
+def _whose_by_name(name: str) -> Whose:
+    if _RATIO.search(name) or _SECONDS.search(name):
+        return Whose.REPLICA
+    return Whose.FLEET if _LOAD.search(name) else Whose.UNKNOWN
+
+
 def _whose_of_aggregation(found: Aggregation) -> Whose:
     argument = found.arguments[-1]
-    if found.operator == "avg":
+    if found.operator in ("avg", "stddev", "stdvar"):
         return Whose.REPLICA
     if found.operator in _PICKED:
         raw = any(_PER_REPLICA.search(selector.name) for selector, _ in selectors(argument))
-        return Whose.REPLICA if raw and isinstance(argument, Selector) else whose(argument)
+        if raw and isinstance(argument, Selector):
+            return Whose.REPLICA
+        of = whose(argument)  # of several series it is one: who knows whether that is of all of them
+        return Whose.UNKNOWN if of is Whose.FLEET and single(argument) is None else of
     return Whose.FLEET
 
 
@@ -207,16 +248,19 @@ def _whose_of_binary(found: Binary) -> Whose:
     left, right = whose(found.left), whose(found.right)
     if found.operator in ("and", "unless"):
         return left
-    if found.operator == "/" and left is right is Whose.FLEET:
-        return Whose.FLEET if _is_setting(found.right) else Whose.REPLICA
-    if found.operator in ("*", "+", "-") and Whose.FLEET in (left, right):
-        return Whose.FLEET
+    totals = [one for one in (Whose.FLEET, Whose.UNKNOWN) if one in (left, right)]
+    if found.operator == "/" and {left, right} <= {*totals}:
+        return left if _is_setting(found.right) else Whose.REPLICA
+    if found.operator in ("*", "+", "-") and totals:
+        return totals[0]
     return right if left is Whose.CONSTANT else left
 
 
 def _is_setting(divisor: Expression) -> bool:
     """Tell whether load over it is still load, as over a number: a scalar or a maximum is no total beside the load."""
-    return is_scalar(divisor) or (isinstance(divisor, Aggregation) and divisor.operator in _PICKED)
+    if not is_scalar(divisor) and not (isinstance(divisor, Aggregation) and divisor.operator in _PICKED):
+        return False
+    return not any(_REPLICAS.search(one.name) or {"sum", "count"} & {*inside} for one, inside in selectors(divisor))
 
 
 def _compared(found: Binary) -> Expression:
@@ -243,6 +287,11 @@ def unit(expression: Expression) -> Unit | None:
 def _unit_of_binary(found: Binary) -> Unit | None:
     if found.is_comparison and not found.is_bool:
         return unit(_compared(found))
+    left, right = found.left, found.right
+    if found.operator == "*" and left == Number(100):
+        left, right = right, left
+    if right == Number(100):
+        return _HUNDREDFOLD.get((found.operator, unit(left)))
     first = unit(found.left) if found.operator in ("or", "and") else None
     return first or (unit(found.right) if found.operator == "or" else None)
 

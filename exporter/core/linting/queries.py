@@ -1,6 +1,7 @@
 """Rules of a query: is it one, does it answer with one number, are its names real?"""
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,7 +21,10 @@ _OF_THE_SCRAPE: Final = frozenset(_SCRAPE_LABELS.split())
 _RATES: Final = frozenset(("rate", "irate", "increase"))
 _COUNTING: Final = "resets changes absent absent_over_time count count_over_time present_over_time timestamp group"
 _OF_COUNTERS: Final = _RATES | frozenset(_COUNTING.split())
-_SAMPLES: Final = ("_total", "_bucket", "_sum", "_count")
+_COUNTER: Final = re.compile(  # many a gauge of other exporters ends in _count or _sum
+    r"\w+_(total|bucket)|\w+_(seconds|milliseconds|ms|bytes|tokens)_(sum|count)|tgi_request_(count|success|failure)"
+    r"|nv_inference_(count|exec_count|request_(success|failure)|\w+_duration_us)"
+)
 
 
 def several(case: Case) -> Iterator[Finding]:
@@ -149,7 +153,7 @@ def _type(name: str, case: Case) -> str:
         return VLLM.get(name.removeprefix(VLLM_PREFIX), "")
     if name.startswith(PREFIX):
         return _own(case).get(name, "")
-    return COUNTER if name.endswith(_SAMPLES) and ":" not in name else ""
+    return COUNTER if _COUNTER.fullmatch(name) else ""
 
 
 def labels(case: Case) -> Iterator[Finding]:

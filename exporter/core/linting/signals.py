@@ -9,6 +9,7 @@ from exporter.core.linting.case import Case
 from exporter.core.linting.engine_metrics import is_on_the_engines_page
 from exporter.core.linting.expressions import Aggregation, Binary, Call, Expression, Number
 from exporter.core.linting.findings import Finding, Severity
+from exporter.core.linting.meaning import is_switch
 
 _REQUESTS: Final = re.compile(
     r"\w*http_requests(_total|_per_second)?|requests[_-]per[_-]second|(\w+_)?rps|(\w+_)?qps|istio_requests_total"
@@ -25,7 +26,10 @@ _WAITING: Final = re.compile(
     r"(vllm:)?num_requests_waiting|llmcost_requests_waiting|sglang:num_queue_reqs|tgi_queue_size"
     r"|llamacpp:requests_deferred|nv_inference_pending_request_count"
 )
-_QUEUED: Final = re.compile(rf"{_WAITING.pattern}|waiting|queue|pending|backlog|(^|_)lag(_|$)")
+_QUEUED: Final = re.compile(  # TTFT and the whole latency are longer where requests wait
+    rf"{_WAITING.pattern}|waiting|queue|pending|backlog|(^|_)lag(_|$)"
+    r"|(ttft|time_to_first_token|e2e\w*latency|request_latency)[\w:]*(?<!_count)$"
+)
 _QUEUES: Final = re.compile(r"queue|mq|kafka|pulsar|jetstream|^stan$|redis|pubsub|servicebus|eventhub|kinesis")
 _UTILIZATION: Final = re.compile(
     r"DCGM_FI_DEV_(GPU|MEM_COPY)_UTIL|DCGM_FI_PROF_GR_ENGINE_ACTIVE|llmcost_gpu_(utilization_ratio|busy_seconds_total)"
@@ -53,7 +57,8 @@ def request_count(case: Case) -> Iterator[Finding]:
         return
     counts_waiting = any(_is_of_a_queue(signal) for signal in case.scaler.signals)
     for signal in case.scaler.signals:
-        if _all(signal, _REQUESTS):
+        keeps_awake = counts_waiting and signal.asked is not None and is_switch(signal.asked)
+        if _all(signal, _REQUESTS) and not keeps_awake:
             message = f"the number of requests alone is the signal: {', '.join(sorted(set(signal.metrics)))}"
             yield case.found("LLM002", case.grade, signal.line, message + case.assumption)
         elif _all(signal, _IN_WORK) and not counts_waiting:

@@ -94,9 +94,11 @@ def gpu_containers(document: Document) -> tuple[Node, ...]:
 
     A claim may be shared: by an exporter beside the engine, which loads no model.
     """
-    asking = tuple(one for one in containers(document) if _asks_for_gpu(one))
-    engines = tuple(one for one in asking or containers(document) if _is_engine(one))
-    return engines or asking
+    everything, pod = containers(document), pod_of(document)
+    asking = tuple(one for one in everything if _asks_for_gpu(one))
+    if not asking and pod is not None and pod.text_at("runtimeClassName").startswith("nvidia"):
+        asking = tuple(one for one in everything if not _NOT_ON_A_GPU.search(one.text_at("image").lower()))
+    return tuple(one for one in asking or everything if _is_engine(one)) or asking
 
 
 def _asks_for_gpu(container: Node) -> bool:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from exporter.core.linting.autoscalers import RESOURCES, Signal
 from exporter.core.linting.case import Case
 from exporter.core.linting.findings import Finding, Severity
-from exporter.core.linting.meaning import Unit, Whose, unit, whose
+from exporter.core.linting.meaning import Unit, Whose, is_switch, unit, whose
 
 _REQUIRED: Final = ("serverAddress", "query", "threshold")
 _GONE: Final = {"prometheus": ("metricName",), "cpu": ("type",), "memory": ("type",)}
@@ -66,20 +66,23 @@ def metric_type(case: Case) -> Iterator[Finding]:
         if signal.source in RESOURCES or signal.source == "cron":
             continue
         line = signal.node.line_of("metricType") if signal.is_keda else signal.node.line_of("target", "type")
-        if signal.metric_type == "Utilization":
-            message = f"Utilization for {signal.source or 'a trigger'}: only CPU and memory have it"
-            yield case.found("LLM042", Severity.ERROR, line, message)
-        elif _is_averaged_twice(signal):
-            said = "" if signal.metric_type else " by default"
-            message = f"AverageValue{said} of what is a mean, a ratio or a percentile already"
-            yield case.found("LLM042", Severity.ERROR, line, message)
+        problem = _wrong_type(signal)
+        if problem:
+            yield case.found("LLM042", Severity.ERROR, line, problem)
 
 
-def _is_averaged_twice(signal: Signal) -> bool:
+def _wrong_type(signal: Signal) -> str:
+    if signal.metric_type == "Utilization":
+        return f"Utilization for {signal.source or 'a trigger'}: only CPU and memory have it"
     if signal.source == "pods" or signal.asked is None:  # for pods it is the mean over them
-        return False
-    by_default = signal.is_keda and not signal.metric_type
-    return (by_default or signal.metric_type == "AverageValue") and whose(signal.asked) is Whose.REPLICA
+        return ""
+    of = whose(signal.asked)
+    if signal.metric_type == "Value" and of is Whose.FLEET and not is_switch(signal.asked):
+        return "Value of the whole load, times the replicas that there are: write AverageValue"
+    if of is Whose.REPLICA and (signal.metric_type == "AverageValue" or (signal.is_keda and not signal.metric_type)):
+        said = "" if signal.metric_type else " by default"
+        return f"AverageValue{said} of what is a mean, a ratio or a percentile already"
+    return ""
 
 
 def activation(case: Case) -> Iterator[Finding]:
