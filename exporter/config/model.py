@@ -92,6 +92,7 @@ class Engine(Section, frozen=True, kw_only=True):
     url: Url
     kind: Kind = Kind.AUTO
     models: tuple[Name, ...] = ()
+    addresses: tuple[Name, ...] = ()  # HOST:PORT by which others know it
     tier: Name | None = None
     workload: Workload = Workload.INTERACTIVE
     min_replicas: Whole | None = None
@@ -333,7 +334,8 @@ class Limits(Section, frozen=True, kw_only=True):
     attribution_series: WholePositive = 2000
     name_length: WholePositive = 128
     body_bytes: Size = 2**20
-    batch_bytes: Size = 2**23  # of others' records, which come with prompts and answers in them
+    batch_bytes: Size = 2**23  # of LiteLLM's records, which may come with prompts in them, or after a while all at once
+    trace_bytes: Size = 2**22  # of spans: a hostile body takes a hundred times that
     events_per_day: WholePositive = 8_000_000  # two such days leave the ledger room for money
 
 

@@ -16,7 +16,7 @@ from exporter.core.periods import QUARTER
 
 UNATTRIBUTED: Final = "unattributed"
 OTHER: Final = "other"  # whatever has no label of its own
-RESULTS: Final = ("accepted", "late", "duplicate", "conflict", "rejected")
+RESULTS: Final = ("accepted", "late", "duplicate", "conflict", "rejected", "skipped")
 _LONGEST_SLOT_SECONDS: Final = 300
 _OUTPUT_WEIGHT: Final = 5  # of an output token against 2 of a prompt token, where the engine does not measure
 _PROMPT_WEIGHT: Final = 2

@@ -1,15 +1,18 @@
 """Who has which model: what did the work of an event, or of a call that somebody else recorded."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Final, NamedTuple
 
 from exporter.config.model import Engine
 from exporter.core.api_prices import ApiPrice
 from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
-from exporter.core.usage_body import OTHER, Names, RefusedError, shown
+from exporter.core.refused import RefusedError, shown
+from exporter.core.usage_body import OTHER, Names
 from exporter.core.usage_records import Call, Found, address_of
 
 _NO_NAMES: Final = frozenset({SEVERAL_MODELS, UNKNOWN_MODEL})  # that stand where a page names no one model
+_NOBODY: Final = "unknown"  # the provider of what neither an engine nor a known API did
 
 
 class Target(NamedTuple):
@@ -46,7 +49,10 @@ class Directory:
         for engine in engines:
             for model in dict.fromkeys((*engine.models, *self._seen[engine.name])):
                 self._by_model.setdefault(model, []).append(engine)
-        self._at = {address_of(engine.url): engine.name for engine in engines}
+        self._at: dict[str, list[str]] = {}
+        for engine in engines:
+            for address in dict.fromkeys((address_of(engine.url) or "", *engine.addresses)):
+                self._at.setdefault(address.lower(), []).append(engine.name)
         self._prices = prices
         self._prices_of: dict[str, list[ApiPrice]] = {}
         for (_, model), price in prices.items():
@@ -66,16 +72,33 @@ class Directory:
 
     def find(self, call: Call) -> Found:
         """Return what did the work of a call: whoever was asked, an API with a price, or whoever has the model."""
-        engine = self._at.get(call.address) if call.address else None
+        engine = self._asked(call)
         if engine is not None:
             return Found(engine, None, call.models[0])
+        priced = next((pair for pair in product(call.providers, call.models) if pair in self._prices), None)
+        if priced is not None:
+            return Found(None, *priced)
+        served = next((model for model in call.models if model in self._by_model), None)
+        if served is not None and call.may_be_of_an_engine:
+            return Found(None, None, served)
+        return self._of_an_api(call)
+
+    def _of_an_api(self, call: Call) -> Found:
+        """Return the provider and the model of a call that no engine of ours did."""
+        providers = call.providers or (call.address or _NOBODY,)
         for model in call.models:
-            if call.provider is not None and (call.provider, model) in self._prices:
-                return Found(None, call.provider, model)
-        for model in call.models:
-            if model in self._by_model or self._price(Names("", model)):
-                return Found(None, None, model)
-        return Found(None, call.provider, call.models[0])
+            price = self._prices.get((None, model)) if call.providers else self._price(Names("", model))
+            if price is not None:
+                return Found(None, price.provider or providers[0], model)
+        return Found(None, providers[0], call.models[0])
+
+    def _asked(self, call: Call) -> str | None:
+        """Return the engine at the address that was asked; of several there the one that has the model."""
+        names = self._at.get(call.address or "", [])
+        if len(names) == 1:
+            return names[0]
+        having = {engine.name for model in call.models for engine in self._by_model.get(model, ())}
+        return next((name for name in names if name in having), None)
 
     def _engine(self, names: Names) -> Engine | None:
         if names.engine is not None:

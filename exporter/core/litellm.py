@@ -1,8 +1,10 @@
 """LiteLLM's records of calls, as its callback `generic_api` posts them: which call was whose, and what it used.
 
-A record is one `StandardLoggingPayload`. Answers from LiteLLM's own cache and calls that failed used nothing.
+A record is one `StandardLoggingPayload`. Answers from LiteLLM's own cache used nothing, nor did calls that failed
+before there was an answer. Whoever reads what is stored (a response, a list) is told its usage once more: it is none.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -10,11 +12,18 @@ import msgspec
 
 from exporter.config.model import LitellmUsage
 from exporter.core.money import NANO
-from exporter.core.usage_body import Pieces, shown
-from exporter.core.usage_records import Call, address_of, provider_of, tokens
+from exporter.core.pieces import Pieces
+from exporter.core.refused import shown
+from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, Call, address_of, expect_few, providers_of, tokens
 
 _LONGEST_ANSWER_ID: Final = 200
-_SUCCESS: Final = "success"
+_FAILURE: Final = "failure"
+_WORK: Final = re.compile(
+    r"a?(completion|text_completion|embedding|responses|transcription|speech|rerank|image_generation|image_edit)"
+    r"|a?generate_content(_stream)?|anthropic_messages|_arealtime|_aresponses_websocket|pass_through_endpoint"
+    r"|a?llm_passthrough_route"
+)
+_READING: Final = re.compile(r"a?(get|list)_\w+")
 _ITS_OWN_TAGS: Final = ("User-Agent: ", "Credential: ")
 _OF_THE_CALL: Final = ("end_user", "model_group")
 _NAMES: Final = {
@@ -49,6 +58,7 @@ class Record(msgspec.Struct):
 
     status: str
     model: str
+    call_type: str = "completion"
     id: str | None = None
     litellm_call_id: str | None = None
     custom_llm_provider: str | None = None
@@ -74,7 +84,12 @@ def records(content: bytes) -> Iterable[tuple[int, bytes | msgspec.Raw]]:
     Raises:
         RefusedError: it is none of these.
     """
-    return ((number, piece) for number, piece in Pieces(content) if piece is not None)
+    content = content.strip()
+    if content[:1] == b"[":
+        expect_few("commas", content.count(b","), MOST_COMMAS)
+    pieces = Pieces(content)
+    expect_few("records", pieces.count, MOST_RECORDS)
+    return ((number, piece) for number, piece in pieces if piece is not None)
 
 
 def call_of(piece: bytes | msgspec.Raw, places: LitellmUsage) -> Call | None:
@@ -84,26 +99,44 @@ def call_of(piece: bytes | msgspec.Raw, places: LitellmUsage) -> Call | None:
         ValueError: it says nothing that can be booked.
     """
     record = _decoded(piece)
-    if record.status != _SUCCESS or record.cache_hit:
+    if not _used_something(record):
         return None
-    prompt, output = _tokens(record, "prompt_tokens"), _tokens(record, "completion_tokens")
-    if not (prompt or output or record.response_cost):
-        return None
+    _expect_call(record)
     feature = _first(record, places.feature)
     team = _first(record, places.team)
     return Call(
+        form="litellm",
         id=_id(record),
         feature=places.default_feature if feature is None else places.features.get(feature, feature),
         team=None if team is None else places.teams.get(team, team),
         models=_models(record),
-        provider=provider_of(record.custom_llm_provider),
+        providers=providers_of(record.custom_llm_provider),
         address=address_of(record.api_base),
-        input_tokens=prompt,
+        input_tokens=tokens("prompt_tokens", record.prompt_tokens),
         cached_input_tokens=_cached(record),
-        output_tokens=output,
+        output_tokens=tokens("completion_tokens", record.completion_tokens),
         second=record.endTime,
         said_nano_usd=_said(record),
     )
+
+
+def _used_something(record: Record) -> bool:
+    """Tell whether it is a call that may have cost anything, and that no other record tells of."""
+    says_so = bool(record.prompt_tokens or record.completion_tokens or record.response_cost)
+    if record.cache_hit or _READING.fullmatch(record.call_type):
+        return False
+    return says_so or (record.status != _FAILURE and _WORK.fullmatch(record.call_type) is not None)
+
+
+def _expect_call(record: Record) -> None:
+    """Raise ValueError where it is no call to a model whose usage is known, and known once."""
+    if not _WORK.fullmatch(record.call_type):
+        found = f"{shown(record.call_type)}, which may tell the same usage again"
+        raise ValueError(f"call_type: expected a call to a model, found {found}")
+    if not record.model:
+        raise ValueError("model: expected a name, found none")
+    if not (record.prompt_tokens or record.completion_tokens or record.response_cost):
+        raise ValueError("prompt_tokens: expected what was used, found neither tokens nor a cost")
 
 
 def _decoded(piece: bytes | msgspec.Raw) -> Record:
@@ -122,11 +155,7 @@ def _id(record: Record) -> str:
 
 def _models(record: Record) -> tuple[str, ...]:
     bare = record.model.removeprefix(f"{record.custom_llm_provider}/")
-    return tuple(dict.fromkeys(name for name in (bare, record.model, record.model_group) if name))
-
-
-def _tokens(record: Record, name: str) -> int:
-    return tokens(name, getattr(record, name) or 0)
+    return tuple(dict.fromkeys((bare or record.model, record.model)))
 
 
 def _cached(record: Record) -> int:
@@ -136,14 +165,11 @@ def _cached(record: Record) -> int:
 
 
 def _said(record: Record) -> int | None:
-    """Return LiteLLM's own figure; None where it says that it has none."""
-    if record.response_cost is None or record.response_cost_failure_debug_info:
+    """Return LiteLLM's own figure; None where it says that it has none, or no sensible one."""
+    cost = record.response_cost
+    if cost is None or record.response_cost_failure_debug_info or not 0 <= cost <= _MOST_USD:
         return None
-    if not 0 <= record.response_cost <= _MOST_USD:
-        raise ValueError(
-            f"response_cost: expected US dollars from 0 to {_MOST_USD}, found {shown(record.response_cost)}"
-        )
-    return round(record.response_cost * NANO)
+    return round(cost * NANO)
 
 
 def _first(record: Record, places: Iterable[str]) -> str | None:

@@ -4,17 +4,19 @@ Protobuf needs the extra `otlp`, which is imported when the first such body come
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
 
+from exporter.core.refused import RefusedError
 from exporter.core.spans import Span
-from exporter.core.usage_body import RefusedError
+from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, expect_few
 
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/x-protobuf"
-_MOST_INT64: Final = 2**63 - 1
 _SERVER: Final = "SPAN_KIND_SERVER"
+_MOST_ATTRIBUTES: Final = 1000
 
 
 class MissingExtraError(Exception):
@@ -65,13 +67,20 @@ def spans_of_json(content: bytes, read: Collection[str]) -> list[Span]:
     """Return the spans of a request in JSON, with those attributes that are `read`.
 
     Raises:
-        RefusedError: it is none.
+        RefusedError: it is none, or too large.
     """
+    expect_few("commas", content.count(b","), MOST_COMMAS)
     try:
         request = _DECODER.decode(content)
-        return list(_of_json(request, read))
+        return _few(_of_json(request, read))
     except (ValueError, RecursionError) as error:
         raise RefusedError(f"expected an ExportTraceServiceRequest in JSON, found {error}") from None
+
+
+def _few(spans: Iterator[Span]) -> list[Span]:
+    found = list(islice(spans, MOST_RECORDS + 1))
+    expect_few("spans", len(found), MOST_RECORDS)
+    return found
 
 
 def _of_json(request: _Request, read: Collection[str]) -> Iterator[Span]:
@@ -83,7 +92,7 @@ def _of_json(request: _Request, read: Collection[str]) -> Iterator[Span]:
                     id=(span.span_id or "").lower(),
                     parent=(span.parent_span_id or "").lower(),
                     kind=2 if span.kind == _SERVER else span.kind if isinstance(span.kind, int) else 0,
-                    end_unix_ns=min(int(span.end_time_unix_nano or 0), _MOST_INT64),
+                    end_unix_ns=int(span.end_time_unix_nano or 0),
                     attributes=_attributes(span.attributes, read),
                     resource=resource,
                 )
@@ -119,11 +128,13 @@ def spans_of_protobuf(content: bytes, read: Collection[str]) -> list[Span]:
         request.ParseFromString(content)
     except DecodeError:
         raise RefusedError("expected an ExportTraceServiceRequest in protobuf, found something else") from None
-    return list(_of_protobuf(request, read))
+    return _few(_of_protobuf(request, read))
 
 
 def _of_protobuf(request: Any, read: Collection[str]) -> Iterator[Span]:
+    expect_few("groups of spans", len(request.resource_spans), MOST_RECORDS)
     for group in request.resource_spans:
+        expect_few("groups of spans", len(group.scope_spans), MOST_RECORDS)
         resource = _fields(group.resource.attributes, read)
         for scope in group.scope_spans:
             for span in scope.spans:
@@ -131,13 +142,14 @@ def _of_protobuf(request: Any, read: Collection[str]) -> Iterator[Span]:
                     id=span.span_id.hex(),
                     parent=span.parent_span_id.hex(),
                     kind=span.kind,
-                    end_unix_ns=min(span.end_time_unix_nano, _MOST_INT64),
+                    end_unix_ns=span.end_time_unix_nano,
                     attributes=_fields(span.attributes, read),
                     resource=resource,
                 )
 
 
 def _fields(attributes: Any, read: Collection[str]) -> dict[str, Any]:
+    expect_few("attributes of a span", len(attributes), _MOST_ATTRIBUTES)
     found = ((one.key, one.value.WhichOneof("value"), one.value) for one in attributes if one.key in read)
     scalars = ("string_value", "int_value", "double_value", "bool_value")
     return {key: getattr(value, kind) for key, kind, value in found if kind in scalars}

@@ -9,10 +9,12 @@ from typing import Any, Final, NamedTuple
 
 from exporter.config.model import TracesUsage
 from exporter.core.money import NANO
-from exporter.core.usage_records import Call, provider_of, tokens
+from exporter.core.refused import shown
+from exporter.core.usage_records import Call, providers_of, tokens
 
 _SERVER: Final = 2  # the kind of span
-_INFERENCE: Final = ("chat", "text_completion", "generate_content", "embeddings")
+_EMBEDDINGS: Final = "embeddings"
+_INFERENCE: Final = ("chat", "text_completion", "generate_content", _EMBEDDINGS)
 _OPERATION: Final = "gen_ai.operation.name"
 _ERROR: Final = "error.type"
 # Each by its names, the newest first.
@@ -23,6 +25,8 @@ _PROVIDER: Final = ("gen_ai.provider.name", "gen_ai.system")
 _MODEL: Final = ("gen_ai.response.model", "gen_ai.request.model")
 _ADDRESS, _PORT = "server.address", "server.port"
 _HTTPS: Final = 443  # left out where it is the port
+_DEEPEST: Final = 64  # spans around one that are looked at
+_LATEST_UNIX_NS: Final = 2**63
 READ: Final = frozenset(
     (_OPERATION, _ERROR, *_INPUT, *_OUTPUT, *_CACHED, *_PROVIDER, *_MODEL, _ADDRESS, _PORT)
 )  # what is read beside what the config names
@@ -40,16 +44,37 @@ class Span(NamedTuple):
 
 
 def wanted(spans: Collection[Span]) -> Iterator[tuple[int, Span]]:
-    """Yield with their numbers the spans of calls to models that a client or a library made."""
+    """Yield with their numbers the spans of calls to models that a client or a library made.
+
+    A span around another one of the same operation that says what was used is the same call, seen from further away.
+    """
+    parents = {span.id: span.parent for span in spans}
     found = [(number, span) for number, span in enumerate(spans, 1) if _is_inference(span)]
-    outer = {span.parent for _, span in found}
-    return ((number, span) for number, span in found if span.id not in outer)
+    outer = {above for _, span in found if _has_usage(span) for above in _above(span, parents)}
+    return ((number, span) for number, span in found if (span.id, span.attributes.get(_OPERATION)) not in outer)
+
+
+def _above(span: Span, parents: Mapping[str, str]) -> Collection[tuple[str, Any]]:
+    """Return the spans around one, as far as they are known, with its operation; none where they go round."""
+    operation, above = span.attributes.get(_OPERATION), parents.get(span.id, "")
+    found: dict[tuple[str, Any], None] = {}
+    while above and len(found) < _DEEPEST:
+        if above == span.id:
+            return ()
+        found[above, operation] = None
+        above = parents.get(above, "")
+        if (above, operation) in found:
+            break
+    return found
 
 
 def _is_inference(span: Span) -> bool:
     operation = span.attributes.get(_OPERATION)
-    has_usage = any(key in span.attributes for key in (*_INPUT, *_OUTPUT))
-    return span.kind != _SERVER and (operation in _INFERENCE or (operation is None and has_usage))
+    return span.kind != _SERVER and (operation in _INFERENCE or (operation is None and _has_usage(span)))
+
+
+def _has_usage(span: Span) -> bool:
+    return any(key in span.attributes for key in (*_INPUT, *_OUTPUT))
 
 
 def call_of(span: Span, named: TracesUsage) -> Call | None:
@@ -59,21 +84,25 @@ def call_of(span: Span, named: TracesUsage) -> Call | None:
         ValueError: it says nothing that can be booked.
     """
     used = [_first(span.attributes, names) for names in (_INPUT, _OUTPUT)]
-    if used == [None, None]:
-        if _ERROR in span.attributes:
-            return None
-        raise ValueError(f"{_INPUT[0]}: expected tokens, found none: a stream tells them if it is asked to")
+    if used == [None, None] and _ERROR in span.attributes:
+        return None
+    if used[0] is None or (used[1] is None and span.attributes.get(_OPERATION) != _EMBEDDINGS):
+        missing = (_INPUT if used[0] is None else _OUTPUT)[0]
+        raise ValueError(f"{missing}: expected tokens, found none: a stream tells them if it is asked to")
+    if not 0 <= span.end_unix_ns < _LATEST_UNIX_NS:
+        raise ValueError(f"endTimeUnixNano: expected Unix nanoseconds, found {shown(span.end_unix_ns)}")
     models = tuple(dict.fromkeys(str(span.attributes[name]) for name in _MODEL if span.attributes.get(name)))
     if not models:
         raise ValueError(f"{_MODEL[1]}: expected a model, found none")
     return Call(
+        form="span",
         id=_id(span),
         feature=_named(span, named.feature) or named.default_feature,
         team=_named(span, named.team),
         models=models,
-        provider=provider_of(_text(_first(span.attributes, _PROVIDER))),
+        providers=providers_of(_text(_first(span.attributes, _PROVIDER))),
         address=_address(span),
-        input_tokens=tokens(_INPUT[0], used[0] or 0),
+        input_tokens=tokens(_INPUT[0], used[0]),
         cached_input_tokens=tokens(_CACHED[0], _first(span.attributes, _CACHED) or 0),
         output_tokens=tokens(_OUTPUT[0], used[1] or 0),
         second=span.end_unix_ns / NANO if span.end_unix_ns else None,
@@ -105,4 +134,4 @@ def _text(value: Any) -> str | None:
 
 def _address(span: Span) -> str | None:
     host = _text(span.attributes.get(_ADDRESS))
-    return f"{host}:{span.attributes.get(_PORT, _HTTPS)}" if host else None
+    return f"{host}:{span.attributes.get(_PORT, _HTTPS)}".lower() if host else None

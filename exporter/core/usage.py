@@ -21,7 +21,8 @@ from exporter.core.attribution import Claim, Claimant, Slot
 from exporter.core.directory import Directory, Target, one_of
 from exporter.core.money import Account, Category, Kind
 from exporter.core.periods import QUARTER
-from exporter.core.usage_body import OTHER, Names, RefusedError, Usage, shown
+from exporter.core.refused import RefusedError, shown
+from exporter.core.usage_body import OTHER, Names, Usage
 
 Labels = tuple[str, str, str, str]  # feature, team, model, tier
 Place = Callable[[str, int], tuple[Slot, bool]]  # an engine and a Unix second to a slot, and whether it is late
@@ -157,15 +158,15 @@ class Sheet:
             ForbiddenError: it is another team's than the token.
             RefusedError: it names something that is not there.
         """
-        number, names, second, _, said = usage
+        number, names, second, _, call = usage
         route = self._routes.get(names) or self._route(names)
         seconds = self._seconds
         index = seconds.setdefault((names, second), len(seconds))
         prompt, cached, output = usage.tokens
         price = route.target.price
         cost = cost_nano_usd(price, second, prompt, cached, output) if price else 0
-        if said is not None and not route.target.engine:
-            self._said[len(self._lines)] = said
+        if call is not None and call.said_nano_usd is not None and not route.target.engine:
+            self._said[len(self._lines)] = call.said_nano_usd
         self._lines.append((index, prompt, cached, output, cost))
         self.keys.append(_key(usage, self._team))
         self.numbers.append(number)
@@ -269,7 +270,10 @@ class Sheet:
 
 def _key(usage: Usage, team: str | None) -> tuple[bytes, bytes]:
     """Return what names an event, and what stands for all that it says; without an id nothing ever names it again."""
-    names, event = usage.names, usage.event
+    names, event, call = usage.names, usage.event, usage.call
+    if call is not None:  # what is booked for it may change with the config, and it is still the same call
+        body = blake2b(_encode((usage.tokens, usage.second)), digest_size=_BODY_BYTES).digest()
+        return blake2b(f"\0{call.form}\0{call.id}".encode(), digest_size=_KEY_BYTES).digest(), body
     said = (names if team is None else names._replace(team=team), event.id, usage.tokens, event.at)
     body = blake2b(_encode(said), digest_size=_BODY_BYTES).digest()
     if event.id is None:

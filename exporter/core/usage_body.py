@@ -3,7 +3,6 @@
 It is one JSON object, an array of them, or one object a line (NDJSON; empty lines do not count).
 """
 
-import io
 import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,6 +13,8 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol
 import msgspec
 
 from exporter.core.attribution import UNATTRIBUTED
+from exporter.core.pieces import Pieces
+from exporter.core.refused import RefusedError, begun, cut, printable, reason, shown
 
 OTHER: Final = "other"  # the feature, the team, the tier and the model of what has no room or no price
 MOST_TOKENS: Final = 10_000_000  # of one kind in one event
@@ -21,7 +22,6 @@ OLDEST_SECONDS: Final = 86_400
 NEWEST_SECONDS: Final = 60
 _LONGEST_ID: Final = 256
 SLICE: Final = 500  # pieces that are read at once, in some milliseconds
-_LONGEST_SHOWN: Final = 40
 _LONGEST_KEY: Final = 64  # characters of an unknown key for which a similar one is looked for
 _SHRINKS: Final = 4  # NFC makes a text shorter by this at most; to compose what is longer could take minutes
 _RESERVED: Final = (UNATTRIBUTED, OTHER)
@@ -63,27 +63,39 @@ class Names(NamedTuple):
     escalated_from: str | None = None
 
 
+class Recorded(Protocol):
+    """A call as somebody else recorded it: what names it, and what they say that it cost."""
+
+    @property
+    def form(self) -> str:
+        """In whose words it is recorded."""
+
+    @property
+    def id(self) -> str:
+        """What names it among those of its form."""
+
+    @property
+    def said_nano_usd(self) -> int | None:
+        """What they say that it cost, None where they do not."""
+
+
 class Usage(NamedTuple):
     """A checked event: its line or number in the body, its names, and the Unix second at which it happened.
 
-    `said_nano_usd` is what somebody else says that it cost, where one does.
+    `call` is what somebody else recorded, where the event comes of that.
     """
 
     number: int
     names: Names
     second: int
     event: Event
-    said_nano_usd: int | None = None
+    call: "Recorded | None" = None
 
     @property
     def tokens(self) -> tuple[int, int, int]:
         """Prompt tokens, those of them that were cached, and output tokens."""
         event = self.event
         return event.input_tokens or 0, event.cached_input_tokens or 0, event.output_tokens or 0
-
-
-class RefusedError(Exception):
-    """A body is refused: where, what was expected and what was found."""
 
 
 class Refusal(NamedTuple):
@@ -125,7 +137,7 @@ class Checker:
         self.longest, self.now = name_length, now
         self._checked: dict[tuple[str | None, ...], Names] = {}
 
-    def usage(self, number: int, event: Event, said_nano_usd: int | None = None) -> Usage:
+    def usage(self, number: int, event: Event, call: "Recorded | None" = None) -> Usage:
         """Return a checked event; raises ValueError."""
         said = (
             event.feature,
@@ -140,7 +152,7 @@ class Checker:
         names = self._checked.get(said) or self._names(said)
         _check_values(event)
         second = int(self.now) if event.at is None else _second(event.at, self.now)
-        return Usage(number, names, second, event, said_nano_usd)
+        return Usage(number, names, second, event, call)
 
     def _names(self, said: tuple[str | None, ...]) -> Names:
         found = [
@@ -149,40 +161,6 @@ class Checker:
         ]  # fmt: skip
         names = self._checked[said] = Names._make(found)
         return names
-
-
-class Pieces:
-    """The pieces of JSON that a body consists of, with their numbers; an empty line is None."""
-
-    def __init__(self, content: bytes) -> None:
-        """Divide a body.
-
-        Raises:
-            RefusedError: an array is damaged.
-        """
-        self.unit, self._items = "line", 0
-        self._content = content
-        self._pieces = self._divided(content)
-
-    def __iter__(self) -> Iterator[tuple[int, bytes | msgspec.Raw | None]]:
-        """Yield each piece with its number."""
-        return self._pieces
-
-    @property
-    def count(self) -> int:
-        """How many there are, at least one; lines that are empty are counted as well."""
-        return self._items or self._content.strip().count(b"\n") + 1
-
-    def _divided(self, content: bytes) -> Iterator[tuple[int, bytes | msgspec.Raw | None]]:
-        start = content.lstrip()[:1]
-        if start == b"[":
-            items = _array(content)
-            self.unit, self._items = "event", len(items)
-            return enumerate(items, 1)
-        if start == b"{" and _is_one_object(content):
-            self.unit, self._items = "event", 1
-            return iter([(1, content)])
-        return ((number, None if line.isspace() else line) for number, line in enumerate(io.BytesIO(content), 1))
 
 
 _DECODER: Final = msgspec.json.Decoder(Event)
@@ -257,29 +235,6 @@ class Body:
             raise RefusedError(f"{self.where(number)}: {error}") from None
 
 
-def _array(content: bytes) -> list[msgspec.Raw]:
-    try:
-        return msgspec.json.decode(content, type=list[msgspec.Raw])
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(f"expected an array of events, found {_begun(content)} ({_reason(error)})") from None
-
-
-def _is_one_object(content: bytes) -> bool:
-    """Tell whether a body of several lines is one object, and not one a line."""
-    if b"\n" not in content.strip():
-        return False
-    first = next(line for line in io.BytesIO(content) if not line.isspace())
-    return not _is_json(first) and _is_json(content)
-
-
-def _is_json(content: bytes) -> bool:
-    try:
-        msgspec.json.decode(content, type=msgspec.Raw)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _name(key: str, text: str, longest: int) -> str:
     """Return a name in NFC; raises ValueError."""
     name = unicodedata.normalize("NFC", text) if len(text) <= _SHRINKS * longest else ""
@@ -323,11 +278,11 @@ def _mistake(piece: bytes, error: Exception, longest: int) -> str:
     """Say what is wrong with a piece that is no event."""
     try:
         said = msgspec.json.decode(piece)
-    except (ValueError, RecursionError) as reason:
-        return f"expected JSON, found {_begun(piece)} ({_reason(reason)})"
+    except (ValueError, RecursionError) as damage:
+        return f"expected JSON, found {begun(piece)} ({reason(damage)})"
     if not isinstance(said, dict):
         return f"expected an object with feature and model, found {shown(said)}"
-    return next(_mistakes(said, longest), f"expected an event, found {_begun(piece)} ({_reason(error)})")
+    return next(_mistakes(said, longest), f"expected an event, found {begun(piece)} ({reason(error)})")
 
 
 def _mistakes(said: dict[str, Any], longest: int) -> Iterator[str]:
@@ -350,33 +305,4 @@ def _mistakes(said: dict[str, Any], longest: int) -> Iterator[str]:
 def _unknown(key: str) -> str:
     close = get_close_matches(key, _FIELDS, n=1) if len(key) <= _LONGEST_KEY else ()
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_FIELDS)}"
-    return f"{_cut(_printable(key))}: expected a known field ({hint}), found an unknown one"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "not UTF-8"
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    return str(error).removeprefix("JSON is malformed: ")
-
-
-def shown(value: object) -> str:
-    """Show a value as JSON, on one line, and not much of it."""
-    try:
-        text = msgspec.json.encode(value).decode()
-    except RecursionError:
-        text = "nested too deep"
-    return _cut(_printable(text[: 2 * _LONGEST_SHOWN]))
-
-
-def _begun(content: bytes) -> str:
-    return _cut(_printable(content.strip()[: 8 * _LONGEST_SHOWN].decode(errors="replace"))) or "nothing"
-
-
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in text[: 2 * _LONGEST_SHOWN])
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+    return f"{cut(printable(key))}: expected a known field ({hint}), found an unknown one"

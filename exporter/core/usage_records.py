@@ -9,11 +9,16 @@ from datetime import UTC, datetime
 from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from exporter.core.usage_body import MOST_TOKENS, SLICE, Checker, Event, Refusal, Usage, shown
+from exporter.core.refused import TooManyError, shown
+from exporter.core.usage_body import MOST_TOKENS, SLICE, Checker, Event, Refusal, Usage
 
 Item = TypeVar("Item")
 
 _PORTS: Final = {"http": 80, "https": 443}
+_HTTPS: Final = "443"
+_INSIDE: Final = (".svc", ".local", ".internal", ".lan", ".localhost", ".home.arpa")  # names that no API has
+MOST_RECORDS: Final = 10_000  # of one body
+MOST_COMMAS: Final = 500_000  # of one body in JSON: values that would all be in memory at once
 # Providers as LiteLLM and OpenTelemetry write them, and as the price list does; the rest is written alike.
 _PROVIDERS: Final[Mapping[str, str]] = {
     "anthropic_text": "anthropic",
@@ -32,33 +37,49 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "gcp.vertex_ai": "google",
     "gemini": "google",
     "mistral_ai": "mistral",
+    "moonshot": "moonshotai",
     "text-completion-openai": "openai",
     "together_ai": "together",
     "vertex_ai": "google",
     "x_ai": "x-ai",
     "xai": "x-ai",
 }
+# Those that speak of no API in particular: a server of one's own, or the protocol of OpenAI.
+_OWN: Final = frozenset({
+    "custom", "custom_openai", "docker_model_runner", "hosted_vllm", "infinity", "litellm_proxy", "llama.cpp",
+    "llamafile", "lm_studio", "nvidia_nim", "ollama", "ollama_chat", "openai", "openai_like", "sglang",
+    "text-completion-openai", "tgi", "triton", "vllm", "xinference",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call to a model, as somebody else recorded it.
 
-    `models` are the names that it went by, best first; `address` is HOST:PORT of what was asked. Cached tokens are a
-    part of the input tokens. `second` is the Unix second at which it ended, None where that is not said.
+    `id` names it among those of its `form`, `models` are the names that it went by, best first, and `providers` are the
+    names of whose model it is; `address` is HOST:PORT of what was asked. Cached tokens are a part of the input tokens.
+    `second` is the Unix second at which it ended, None where that is not said.
     """
 
+    form: str
     id: str
     feature: str
     team: str | None
     models: tuple[str, ...]
-    provider: str | None
+    providers: tuple[str, ...]
     address: str | None
     input_tokens: int
     cached_input_tokens: int
     output_tokens: int
     second: float | None
     said_nano_usd: int | None = None
+
+    @property
+    def may_be_of_an_engine(self) -> bool:
+        """Whether nothing says that somebody else's API was asked."""
+        host, _, port = (self.address or "").rpartition(":")
+        is_public = port == _HTTPS and "." in host and not host.endswith(_INSIDE)
+        return not is_public and _OWN.issuperset(self.providers[:1])
 
 
 class Found(NamedTuple):
@@ -92,7 +113,7 @@ class Records(Generic[Item]):
         self._items, self._call, self._find, self._checker = items, call, find, checker
         self.refused: list[Refusal] = []
         self.skipped = 0
-        self.count = 0
+        self.count = 0  # so far
 
     def where(self, number: int) -> str:
         """Say in words where a record stands."""
@@ -108,10 +129,10 @@ class Records(Generic[Item]):
                 if call is None:
                     self.skipped += 1
                 else:
-                    found.append(self._checker.usage(number, self._event(call), call.said_nano_usd))
-            except (ValueError, RecursionError) as error:
+                    found.append(self._checker.usage(number, self._event(call), call))
+            except (ValueError, ArithmeticError, RecursionError) as error:
                 self.refuse(number, error)
-            if number % SLICE == 0:
+            if self.count % SLICE == 0:
                 yield found
                 found = []
         yield found
@@ -136,9 +157,16 @@ class Records(Generic[Item]):
         )
 
 
-def provider_of(name: str | None) -> str | None:
-    """Return a provider as the price list writes it."""
-    return None if not name else _PROVIDERS.get(name.lower(), name.lower())
+def expect_few(what: str, count: int, most: int) -> None:
+    """Raise TooManyError where a body has more of something than is read of one."""
+    if count > most:
+        raise TooManyError(f"expected at most {most} {what} in a body, found more")
+
+
+def providers_of(name: str | None) -> tuple[str, ...]:
+    """Return a provider as it is written, and as the price list writes it; nothing where there is none."""
+    written = (name or "").lower()
+    return tuple(dict.fromkeys((written, _PROVIDERS.get(written, written)))) if written else ()
 
 
 def address_of(url: str | None) -> str | None:
@@ -153,7 +181,7 @@ def address_of(url: str | None) -> str | None:
 
 def tokens(what: str, count: object) -> int:
     """Return a count of tokens; raises ValueError."""
-    whole = int(count) if isinstance(count, float) and count.is_integer() else count
+    whole = int(count) if isinstance(count, float) and count.is_integer() else count  # infinity is none
     if type(whole) is not int or not 0 <= whole <= MOST_TOKENS:
         raise ValueError(f"{what}: expected an integer from 0 to {MOST_TOKENS}, found {shown(count)}")
     return whole

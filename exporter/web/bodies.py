@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 MOST_BODIES: Final = 64
-MOST_BYTES: Final = 32 * 2**20  # of all bodies in work, which take up to eight times that while they are
+MOST_BYTES: Final = 32 * 2**20  # of all bodies in work; one of ours takes up to eight times its size while it is
 _READ_SECONDS: Final = 30.0  # in which a body must have come
 _GZIP: Final = 31  # zlib's word for a window of any size, in a gzip stream
 _PLAIN: Final = ("", "identity")

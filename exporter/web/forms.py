@@ -109,7 +109,7 @@ class _Traces:
         if request.content_type not in _MEDIA:
             text = f"expected a Content-Type of {' or '.join(_MEDIA)}, found {request.content_type[:40]!r}"
             raise bodies.Refusal(415, text, events=1)
-        return Limit(limits.batch_bytes, "limits.batch_bytes")
+        return Limit(limits.trace_bytes, "limits.trace_bytes")
 
     def read(self, request: web.Request, content: bytes, rules: Rules, now: float) -> Reading:
         named = rules.usage.traces
@@ -126,6 +126,8 @@ class _Traces:
         return web.Response(body=otlp.answer(media, len(reading.refused), message), content_type=media)
 
     def refused(self, request: web.Request, refusal: bodies.Refusal) -> web.Response:
+        if refusal.events:
+            log.warning("OpenTelemetry: a body is not booked: %s", refusal.text)
         media = request.content_type if request.content_type in _MEDIA else otlp.JSON
         body = otlp.status(media, refusal.text)
         return web.Response(status=refusal.status, body=body, headers=refusal.headers, content_type=media)

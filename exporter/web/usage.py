@@ -15,8 +15,9 @@ from aiohttp import web
 from exporter.clock import NANOSECONDS, Clock
 from exporter.core.attribution import Slot
 from exporter.core.money import Account, Entry, Kind
+from exporter.core.refused import RefusedError, TooManyError
 from exporter.core.usage import ForbiddenError, Rules, Sheet
-from exporter.core.usage_body import Reading, RefusedError
+from exporter.core.usage_body import Reading
 from exporter.ledger import Batch, Change, Key, Verdict
 from exporter.web import bodies
 from exporter.web.bearer import Sender, UsageTokens, is_local
@@ -25,9 +26,10 @@ from exporter.web.bodies import Gate, Refusal
 from exporter.web.forms import FORMS, Form, Outcome
 
 _PATIENCE_SECONDS: Final = 10.0  # with the ledger
-_RETRY_SECONDS: Final = 10
+_RETRY_SECONDS: Final = 2  # an SDK of OpenTelemetry that is told to wait longer gives up
 _CROWDED_SECONDS: Final = 1
 _DAY_SECONDS: Final = 86_400
+_LARGE_BYTES: Final = 2**16  # a body that is read apart from the event loop
 _SAID_OTHERWISE: Final = "id: expected what this id, model and tier stood for before, found another call"
 
 
@@ -71,7 +73,7 @@ class UsageDesk:
     ) -> None:
         """Take events into the books by the rules in force; there are none before the first beat."""
         self._board, self._books, self._clock, self._tokens, self._rules = board, books, clock, tokens, rules
-        self._gate, self._today = Gate(), _Day()
+        self._gate, self._today, self._reading_apart = Gate(), _Day(), asyncio.Lock()
         self._deliveries: set[asyncio.Task[Verdict]] = set()  # held, or they would be collected
 
     def routes(self) -> list[web.RouteDef]:
@@ -102,7 +104,7 @@ class UsageDesk:
             sheet = Sheet(rules, sender.team)
             held.callback(sheet.end)
             reading = await self._fill(sheet, form, request, content, rules)
-            self._count_in(len(sheet.keys), rules.limits.events_per_day, held)
+            self._count_in(sheet, reading, rules.limits.events_per_day, held)
             delivery = asyncio.create_task(self._deliver(sheet, reading, held.pop_all()), name="usage")
         self._deliveries.add(delivery)
         delivery.add_done_callback(self._deliveries.discard)
@@ -129,7 +131,8 @@ class UsageDesk:
         """Read a body into a sheet, slice by slice: whatever else there is to do comes in between."""
         reading = None
         try:
-            reading = form.read(request, content, rules, self._clock.now().unix_seconds)
+            read = partial(form.read, request, content, rules, self._clock.now().unix_seconds)
+            reading = read() if len(content) <= _LARGE_BYTES else await self._apart(read)
             for index, usages in enumerate(reading.slices()):
                 if index:
                     await asyncio.sleep(0)
@@ -139,16 +142,22 @@ class UsageDesk:
                     except RefusedError as error:
                         reading.refuse(usage.number, error)
         except RefusedError as error:
-            status = 403 if isinstance(error, ForbiddenError) else 400
+            status = {ForbiddenError: 403, TooManyError: 413}.get(type(error), 400)
             raise Refusal(status, str(error), events=reading.count if reading else 1) from None
         return reading
 
-    def _count_in(self, events: int, most: int, held: ExitStack) -> None:
-        second = self._clock.now().wall // NANOSECONDS
+    async def _apart(self, read: Callable[[], Reading]) -> Reading:
+        """Begin to read a large body beside the event loop, one after the other: each may take much memory."""
+        async with self._reading_apart:
+            return await asyncio.to_thread(read)
+
+    def _count_in(self, sheet: Sheet, reading: Reading, most: int, held: ExitStack) -> None:
+        events, second = len(sheet.keys), self._clock.now().wall // NANOSECONDS
         if not self._today.enter(events, most, second):
             text = f"expected at most {most} events a day (limits.events_per_day), found more"
             midnight = (self._today.number + 1) * _DAY_SECONDS
-            raise Refusal(429, text, retry_after=midnight - second)
+            lost = 0 if reading.is_whole else events + len(reading.refused)  # nobody keeps records until midnight
+            raise Refusal(429, text, events=lost, retry_after=midnight - second)
         held.callback(self._today.leave, events)
 
     async def _deliver(self, sheet: Sheet, reading: Reading, held: ExitStack) -> Verdict:
@@ -167,7 +176,9 @@ class UsageDesk:
             else:
                 for position in verdict.conflicts:
                     reading.refuse(sheet.numbers[position], RefusedError(_SAID_OTHERWISE))
-            await self._post(duplicate=verdict.duplicates, conflict=conflicts, rejected=rejected)
+            await self._post(
+                duplicate=verdict.duplicates, conflict=conflicts, rejected=rejected, skipped=reading.skipped
+            )
             return verdict
 
     async def _told(self, delivery: asyncio.Task[Verdict]) -> Verdict:

@@ -63,6 +63,14 @@ async def post(stage: Stage, path: str, body: bytes, **headers: str) -> Reply:
         return Reply(reply.status, dict(reply.headers), await reply.read())
 
 
+def field(number: int, content: bytes) -> bytes:
+    """A message in a field of another, as protobuf writes it."""
+    size, length = len(content), b""
+    while size > 127:
+        size, length = size >> 7, length + bytes([size & 127 | 128])
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
 async def litellm(stage: Stage, records: list[dict[str, Any]]) -> Reply:
     return await post(stage, "/v1/usage/litellm", json.dumps(records).encode())
 
@@ -86,7 +94,7 @@ async def test_each_call_of_a_batch_is_booked_once_and_its_retry_never(tmp_path:
         assert reply.json == said
         again = await litellm(stage, litellm_records(NOW))
         assert again.json == {"accepted": 0, "duplicates": 8, "skipped": 4}
-        assert await stage.results() == {"accepted": 8, "duplicate": 8}
+        assert await stage.results() == {"accepted": 8, "duplicate": 8, "skipped": 8}
         found = saved(tmp_path)
     claims = {claimant: claim for (_, claimant), claim in found.claims.items()}
     assert claims == {
@@ -111,7 +119,8 @@ async def test_litellms_own_figure_is_shown_beside_ours_and_never_booked(tmp_pat
 
 
 async def test_what_an_engine_did_has_no_figure_of_litellm(tmp_path: Path):
-    records = [dict(one, response_cost=1.0) for one in litellm_records(NOW) if one["custom_llm_provider"] != "openai"]
+    of_engines = [one for one in litellm_records(NOW) if one["custom_llm_provider"] != "openai" and one["total_tokens"]]
+    records = [dict(one, response_cost=1.0) for one in of_engines]
     async with taking(tmp_path) as stage:
         assert (await litellm(stage, records)).json["accepted"] == 7
         assert not stage.books.totals()[Kind.GATEWAY_SPEND]
@@ -138,7 +147,7 @@ async def test_good_records_are_booked_and_bad_ones_counted_and_named(tmp_path: 
         }
         assert "expected a time within the last 24 hours" in reply.json["errors"][1]["error"]
         assert "feature: expected another name" in reply.json["errors"][2]["error"]
-        assert await stage.results() == {"accepted": 5, "rejected": 3}
+        assert await stage.results() == {"accepted": 5, "rejected": 3, "skipped": 4}
     line = "LiteLLM: 3 of 12 records are not booked: record 1: prompt_tokens: expected an integer from 0 to 10000000"
     assert [one.getMessage().startswith(line) for one in caplog.records if one.levelno >= logging.WARNING] == [True]
 
@@ -151,7 +160,7 @@ async def test_a_call_that_says_otherwise_than_before_is_named_and_the_others_ar
         reply = await litellm(stage, [changed, *records[1:]])
         assert (reply.status, reply.json["accepted"], reply.json["rejected"]) == (202, 7, 1)
         assert reply.json["errors"][0]["error"].startswith("id: expected what this id, model and tier stood for before")
-        assert await stage.results() == {"accepted": 8, "conflict": 1}
+        assert await stage.results() == {"accepted": 8, "conflict": 1, "skipped": 4}
 
 
 async def test_where_all_are_bad_litellm_is_told_so(tmp_path: Path):
@@ -209,7 +218,7 @@ async def test_each_span_of_a_call_is_booked_once_and_its_retry_never(tmp_path: 
         for _ in range(2):
             reply = await traces(stage, gzip.compress(body) if zipped else body, media, **headers)
             assert (reply.status, reply.body) == (200, b"" if media == PROTOBUF else b"{}")
-        assert await stage.results() == {"accepted": 4, "duplicate": 4}
+        assert await stage.results() == {"accepted": 4, "duplicate": 4, "skipped": 2}
         (claim,) = saved(tmp_path).claims.values()
         assert claim == Claim(4 + 4 + 4 + 2, 0, 20)
         assert stage.total(Kind.FEATURE_REQUESTS, "docs-app", "", "tiny", "fast") == 4
@@ -220,7 +229,7 @@ async def test_spans_and_their_twin_in_json_are_the_same_calls(tmp_path: Path):
     async with taking(tmp_path) as stage:
         await traces(stage, request.SerializeToString())
         await traces(stage, json.dumps(as_json(request)).encode(), "application/json; charset=utf-8")
-        assert await stage.results() == {"accepted": 4, "duplicate": 4}
+        assert await stage.results() == {"accepted": 4, "duplicate": 4, "skipped": 2}
 
 
 async def test_spans_that_are_refused_are_a_partial_success(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -235,7 +244,7 @@ async def test_spans_that_are_refused_are_a_partial_success(tmp_path: Path, capl
         assert told.rejected_spans == 2
         text = "record 1: gen_ai.usage.input_tokens: expected tokens, found none: a stream tells them if it is asked to"
         assert told.error_message == f"{text} (and 1 more)"
-        assert await stage.results() == {"accepted": 2, "rejected": 2}
+        assert await stage.results() == {"accepted": 2, "rejected": 2, "skipped": 1}
     assert "OpenTelemetry: 2 of 5 records are not booked: record 1" in caplog.text
 
 
@@ -270,11 +279,70 @@ async def test_what_is_no_request_is_answered_as_otlp_has_it(tmp_path: Path):
 
 async def test_an_event_a_record_and_a_span_are_three_calls(tmp_path: Path):
     """Nothing can tell that they are one: whoever posts a call in two forms pays for two."""
+    request = spans(NOW)
+    same = request.resource_spans[0].scope_spans[0].spans[0].span_id.hex()
+    record = dict(litellm_records(NOW)[0], litellm_call_id="", id=same)
     async with taking(tmp_path) as stage:
-        await stage.post(lines(event(model="tiny")))
-        await litellm(stage, litellm_records(NOW)[:1])
-        await traces(stage, spans(NOW).SerializeToString())
-        assert await stage.results() == {"accepted": 6}
+        await stage.post(lines(event(same, model="tiny")))
+        await litellm(stage, [record])
+        await traces(stage, request.SerializeToString())
+        assert await stage.results() == {"accepted": 6, "skipped": 1}
+
+
+async def test_a_retry_is_the_same_call_also_when_the_config_has_changed(tmp_path: Path):
+    """What a call is booked as depends on prices and models that are known; what names it does not."""
+    records = [one for one in litellm_records(NOW) if one["custom_llm_provider"] == "openai"]
+    async with taking(tmp_path) as stage:
+        assert stage.rules is not None
+        before = stage.rules
+        stage.rules = replace(before, directory=Directory([], {}, {}), usage=Usage())
+        assert (await litellm(stage, [*records, litellm_records(NOW)[0]])).json["accepted"] == 1
+        stage.rules = before
+        again = (await litellm(stage, [*records, litellm_records(NOW)[0]])).json
+        assert (again["accepted"], again["duplicates"]) == (1, 1), "the key named other was refused at first"
+
+
+# Sizes
+
+
+MANY = 10_001
+LITELLM, TRACES = "/v1/usage/litellm", "/v1/traces"
+
+
+@pytest.mark.parametrize(
+    ("path", "media", "body", "why"),
+    [
+        (LITELLM, JSON, b"0\n" * MANY, "10000 records"),
+        (LITELLM, JSON, b"0" + b"\n" * MANY + b"0", "10000 records"),
+        (LITELLM, JSON, b"[" + b"0," * MANY + b"0]", "10000 records"),
+        (LITELLM, JSON, b"[" + b"," * 500_001, "500000 commas"),
+        (TRACES, JSON, b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * MANY + b"{}]}]}]}", "10000 spans"),
+        (TRACES, JSON, b"," * 500_001, "500000 commas"),
+        (TRACES, PROTOBUF, b"\x0a\x00" * MANY, "10000 groups of spans"),
+        (TRACES, PROTOBUF, field(1, b"\x12\x00" * MANY), "10000 groups of spans"),
+        (TRACES, PROTOBUF, field(1, field(2, b"\x12\x00" * MANY)), "10000 spans"),
+        (TRACES, PROTOBUF, field(1, field(2, field(2, b"\x4a\x00" * 1001))), "1000 attributes of a span"),
+    ],
+)
+async def test_a_body_has_only_so_much_in_it(tmp_path: Path, path: str, media: str, body: bytes, why: str):
+    async with taking(tmp_path) as stage:
+        reply = await post(stage, path, body, Content_Type=media)
+        assert reply.status == 413
+        assert f"expected at most {why} in a body, found more".encode() in reply.body
+        assert (await stage.results())["rejected"] >= 1
+        assert (await post(stage, LITELLM, b"\n" * 100_000)).json["accepted"] == 0
+
+
+async def test_records_that_come_after_the_days_last_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    async with taking(tmp_path, events_per_day=2) as stage:
+        reply = await litellm(stage, litellm_records(NOW))
+        assert (reply.status, int(reply.headers["Retry-After"]) > 0) == (429, True)
+        assert (await traces(stage, spans(NOW).SerializeToString())).status == 429
+        assert await stage.results() == {"rejected": 12}
+    assert "LiteLLM: a body is not booked: expected at most 2 events a day" in caplog.text
+    assert "OpenTelemetry: a body is not booked: expected at most 2 events a day" in caplog.text
 
 
 # Anything else
@@ -319,5 +387,50 @@ async def test_whatever_comes_is_booked_or_refused_in_words(
         assert sums[Kind.FEATURE_REQUESTS] == results.get("accepted", 0) + results.get("late", 0)
         assert sums[Kind.SPEND] == sums[Kind.ATTRIBUTED]
     assert seen >= {400, 202 if form == "records" else 200}
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert all(one.getMessage().isprintable() for one in caplog.records)
+
+
+ODD: list[Any] = [
+    None, "", "x" * 300, "\ud800", "other", "1", "NaN",
+    0, -1, 10**20, -(10**400), 1.5, 1e300, True, [], {}, [[]], {"a": 1},
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to everything that is in a document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(one for key, part in inner for one in places(part, (*path, key)))]
+
+
+def changed(document: Any, path: tuple[Any, ...], value: Any) -> bytes:
+    """A document with another value in one place."""
+    copy = json.loads(json.dumps(document))
+    holder = copy
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    return json.dumps(copy).encode()
+
+
+@pytest.mark.parametrize("form", ["records", "spans"])
+async def test_whatever_stands_in_a_field_is_booked_or_refused_in_words(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+):
+    chance = random.Random(seed := 20_261_127)
+    print(f"seed {seed}")
+    document: Any = [litellm_records(NOW)[0]] if form == "records" else as_json(spans(NOW))
+    where = places(document)
+    async with taking(tmp_path) as stage:
+        for path in where:
+            for value in chance.sample(ODD, 6):
+                body = changed(document, path, value)
+                if form == "records":
+                    reply = await post(stage, "/v1/usage/litellm", body)
+                else:
+                    reply = await traces(stage, body, JSON)
+                assert reply.status in STATUSES, (path, value, reply.body)
+        assert (await stage.results())["accepted"] > 0
+    assert len(where) > 60
     assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
     assert all(one.getMessage().isprintable() for one in caplog.records)

@@ -10,8 +10,8 @@ TOP = (
     "scaling, alerts, usage, limits"
 )
 ENGINE = (
-    "a mapping with name, url, kind, models, tier, workload, min_replicas, ttft_target, max_output_tokens_per_second, "
-    "gpus, disaggregation, token_file, ca_file, timeout"
+    "a mapping with name, url, kind, models, addresses, tier, workload, min_replicas, ttft_target, "
+    "max_output_tokens_per_second, gpus, disaggregation, token_file, ca_file, timeout"
 )
 URL = "expected an address like http://127.0.0.1:8000, without user, password or query, found something else"
 DURATION = "expected a duration like 30s, 500ms or 1h30m, found"

@@ -8,8 +8,8 @@ import pytest
 
 from exporter.config.model import LitellmUsage
 from exporter.core.litellm import call_of, records
-from exporter.core.usage_body import RefusedError
-from exporter.core.usage_records import Call, address_of, provider_of
+from exporter.core.refused import RefusedError
+from exporter.core.usage_records import Call, address_of, providers_of
 from tests.captured import litellm_records
 
 AT = 1_795_665_942.5
@@ -51,23 +51,36 @@ def test_a_batch_of_a_real_one():
     assert [call.output_tokens for call in found] == [8, 4, 4, 20, 5, 5, 3, 3]
     assert [call.said_nano_usd for call in found] == [0, 0, 0, 13_500, 0, 0, 0, 0]
     of_api = found.pop(3)
-    assert (of_api.models, of_api.provider, of_api.address) == (
-        ("gpt-4o-mini", "openai/gpt-4o-mini", "api"),
-        "openai",
+    assert (of_api.models, of_api.providers, of_api.address) == (
+        ("gpt-4o-mini", "openai/gpt-4o-mini"),
+        ("openai",),
         None,
     )
     for call in found:
-        assert (call.models, call.address) == (("tiny", "hosted_vllm/tiny", "chat"), "127.0.0.1:8811")
+        assert (call.models, call.address) == (("tiny", "hosted_vllm/tiny"), "127.0.0.1:8811")
         assert len(call.id) <= 256
     assert len({call.id for call in found}) == len(found)
 
 
-def test_what_used_nothing_is_passed_over():
-    assert read(record(status="failure")) is None
-    assert read(record(cache_hit=True)) is None
-    assert read(record(prompt_tokens=0, completion_tokens=None)) is None
-    image = called(record(prompt_tokens=0, completion_tokens=0, response_cost=0.04))
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"cache_hit": True},
+        {"status": "failure", "prompt_tokens": 0, "completion_tokens": 0},
+        {"call_type": "aget_responses", "model": ""},
+        {"call_type": "list_input_items"},
+        {"call_type": "afile_content", "model": "", "prompt_tokens": 0, "completion_tokens": 0},
+        {"call_type": "amoderation", "prompt_tokens": 0, "completion_tokens": 0},
+    ],
+)
+def test_what_used_nothing_or_is_read_again_is_passed_over(said: dict[str, Any]):
+    assert read(record(**said)) is None
+
+
+def test_what_cost_something_without_tokens_or_failed_with_them_is_booked():
+    image = called(record(call_type="aimage_generation", prompt_tokens=0, completion_tokens=0, response_cost=0.04))
     assert (image.input_tokens, image.output_tokens, image.said_nano_usd) == (0, 0, 40_000_000)
+    assert called(record(status="failure")).input_tokens == 10
 
 
 def test_an_answer_that_always_has_the_same_id_is_another_call_each_time():
@@ -111,7 +124,16 @@ def test_the_first_place_that_names_a_feature_counts():
         ({"litellm_call_id": None, "id": ""}, "litellm_call_id: expected an id, found none"),
         ({"prompt_tokens": -1}, "prompt_tokens: expected an integer from 0 to 10000000, found -1"),
         ({"completion_tokens": 1.5}, "completion_tokens: expected an integer from 0 to 10000000, found 1.5"),
-        ({"response_cost": -0.1}, "response_cost: expected US dollars from 0 to 1000000, found -0.1"),
+        (
+            {"call_type": "aretrieve_batch"},
+            'call_type: expected a call to a model, found "aretrieve_batch", which may te',
+        ),
+        ({"model": ""}, "model: expected a name, found none"),
+        ({"prompt_tokens": None}, "prompt_tokens: expected an integer from 0 to 10000000, found null"),
+        (
+            {"call_type": "atranscription", "prompt_tokens": 0, "completion_tokens": 0},
+            "prompt_tokens: expected what was used, found neither tokens nor a cost",
+        ),
         ({"prompt_tokens": "10"}, "expected a record of LiteLLM, found Expected `int | float | null`, got `str`"),
         ({"model": None}, "expected a record of LiteLLM, found Expected `str`, got `null` - at `$.model`"),
         ({"metadata": []}, "expected a record of LiteLLM, found Expected `object | null`, got `array`"),
@@ -128,6 +150,7 @@ def test_a_figure_that_litellm_does_not_have_is_not_zero():
     assert called(record(response_cost=0.0, response_cost_failure_debug_info=debug)).said_nano_usd is None
     assert called(record(response_cost=None)).said_nano_usd is None
     assert called(record(response_cost=0.0)).said_nano_usd == 0
+    assert called(record(response_cost=-0.1)).said_nano_usd is called(record(response_cost=1e9)).said_nano_usd is None
 
 
 def test_a_body_is_one_an_array_or_one_a_line():
@@ -159,7 +182,7 @@ def test_addresses(url: str | None, address: str | None):
     assert address_of(url) == address
 
 
-def test_providers_are_named_as_the_price_list_does():
-    assert provider_of("vertex_ai") == "google"
-    assert provider_of("OpenAI") == "openai"
-    assert provider_of("") is provider_of(None) is None
+def test_providers_are_named_as_they_are_written_and_as_the_price_list_does():
+    assert providers_of("vertex_ai") == ("vertex_ai", "google")
+    assert providers_of("OpenAI") == ("openai",)
+    assert providers_of("") == providers_of(None) == ()

@@ -12,8 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from exporter.config.model import TracesUsage
 from exporter.core import otlp
+from exporter.core.refused import RefusedError
 from exporter.core.spans import READ, Span, call_of, wanted
-from exporter.core.usage_body import RefusedError
 from exporter.core.usage_records import Call
 from tests.captured import as_json, spans
 
@@ -54,8 +54,8 @@ def test_a_batch_of_a_real_one_says_the_same_in_protobuf_and_in_json():
     assert calls[4] is None, "it failed"
     tokens = [(call.input_tokens, call.output_tokens) for call in calls if call]
     assert tokens == [(4, 5), (4, 5), (4, 5), (2, 5)]
-    assert {(call.feature, call.team, call.models, call.provider) for call in calls if call} == {
-        ("docs-app", None, ("tiny",), "openai")
+    assert {(call.feature, call.team, call.models, call.providers) for call in calls if call} == {
+        ("docs-app", None, ("tiny",), ("openai",))
     }
     assert [call.id for call in calls if call] == [one.id for one in found[:4]]
 
@@ -68,13 +68,13 @@ def test_cached_and_reasoning_tokens_are_parts_and_never_added():
 def test_older_names_are_understood():
     old = {"gen_ai.system": "az.ai.openai", "gen_ai.usage.prompt_tokens": 7, "gen_ai.usage.completion_tokens": 2}
     call = called(span()._replace(attributes={**old, "gen_ai.request.model": "m", "gen_ai.response.model": "m-2024"}))
-    assert (call.input_tokens, call.output_tokens, call.provider) == (7, 2, "azure")
+    assert (call.input_tokens, call.output_tokens, call.providers) == (7, 2, ("az.ai.openai", "azure"))
     assert call.models == ("m-2024", "m")
     assert list(wanted([span()._replace(attributes=old)]))
 
 
 def test_what_was_asked_is_an_address():
-    assert called(said(server__address="engine", server__port=8000)).address == "engine:8000"
+    assert called(said(server__address="Engine", server__port=8000)).address == "engine:8000"
     assert called(said(server__address="api.openai.com")).address == "api.openai.com:443"
 
 
@@ -96,9 +96,22 @@ def test_spans_of_servers_tools_and_agents_are_left_out():
     assert list(wanted([span("a", "", 2), tool, agent, nothing, span("b", "", 1)])) == [(5, span("b", "", 1))]
 
 
-def test_of_two_spans_around_one_call_the_inner_one_counts():
-    outer, inner, other = span("a"), span("b", "a"), span("c", "x")
-    assert [one.id for _, one in wanted([inner, outer, other])] == ["b", "c"]
+def test_of_two_spans_around_one_call_the_inner_one_counts_also_below_others():
+    outer, between, inner, other = span("a"), span("m", "a")._replace(attributes={}), span("b", "m"), span("c", "x")
+    assert [one.id for _, one in wanted([inner, outer, between, other])] == ["b", "c"]
+
+
+def test_a_span_around_another_operation_or_around_one_that_knows_less_counts():
+    outer = span("a")
+    embedding = span("b", "a")._replace(attributes={**CHAT, "gen_ai.operation.name": "embeddings"})
+    stream = span("c", "a")._replace(attributes={"gen_ai.operation.name": "chat", "gen_ai.request.model": "llama"})
+    assert [one.id for _, one in wanted([outer, embedding, stream])] == ["a", "b", "c"]
+
+
+def test_spans_that_are_their_own_parent_or_go_round_are_not_lost():
+    assert [one.id for _, one in wanted([span("", ""), span("a", "a"), span("b", "c"), span("c", "b")])] == [
+        "", "a", "b", "c",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -106,6 +119,8 @@ def test_of_two_spans_around_one_call_the_inner_one_counts():
     [
         ({"gen_ai__usage__input_tokens": None, "gen_ai__usage__output_tokens": None},
          "gen_ai.usage.input_tokens: expected tokens, found none: a stream tells them if it is asked to"),
+        ({"gen_ai__usage__input_tokens": None}, "gen_ai.usage.input_tokens: expected tokens, found none"),
+        ({"gen_ai__usage__output_tokens": None}, "gen_ai.usage.output_tokens: expected tokens, found none"),
         ({"gen_ai__usage__input_tokens": "10"}, "gen_ai.usage.input_tokens: expected an integer from 0 to 10000000, "),
         ({"gen_ai__usage__output_tokens": -1}, "gen_ai.usage.output_tokens: expected an integer from 0 to 10000000, "),
         ({"gen_ai__usage__output_tokens": True}, "gen_ai.usage.output_tokens: expected an integer from 0 to 10000000,"),
@@ -116,6 +131,17 @@ def test_what_cannot_be_booked_is_told(more: dict[str, Any], why: str):
     with pytest.raises(ValueError, match="expected") as error:
         call_of(said(**more), NAMED)
     assert str(error.value).startswith(why)
+
+
+def test_an_embedding_has_no_output():
+    call = called(said(gen_ai__operation__name="embeddings", gen_ai__usage__output_tokens=None))
+    assert (call.input_tokens, call.output_tokens) == (10, 0)
+
+
+@pytest.mark.parametrize("end", [-1, -(10**400), 2**63, 10**400])
+def test_an_end_that_is_no_time_is_told(end: int):
+    with pytest.raises(ValueError, match="endTimeUnixNano: expected Unix nanoseconds, found"):
+        call_of(span()._replace(end_unix_ns=end), NAMED)
 
 
 def test_a_call_that_failed_without_usage_is_passed_over_and_one_with_usage_is_not():

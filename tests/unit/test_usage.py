@@ -17,8 +17,9 @@ from exporter.core.api_prices import ApiPrice, Rate, Rule, configured, cost_nano
 from exporter.core.attribution import Claim, Settling, Slot
 from exporter.core.directory import Directory, Target
 from exporter.core.money import LABELS, Account, Kind
+from exporter.core.refused import RefusedError
 from exporter.core.usage import ForbiddenError, Room, Rules, Sheet
-from exporter.core.usage_body import Body, Names, RefusedError
+from exporter.core.usage_body import Body, Names
 
 NOW = 1_795_464_804  # 2026-11-23T20:13:24Z
 QUARTER = 1_795_464_000

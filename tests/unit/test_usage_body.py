@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from exporter.core.usage_body import Body, Names, RefusedError, Usage
+from exporter.core.refused import RefusedError
+from exporter.core.usage_body import Body, Names, Usage
 
 NOW = 1_795_464_804.25  # 2026-11-23T20:13:24.25Z
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from exporter.core.money import Kind
+from exporter.core.refused import RefusedError
 from exporter.core.usage import Rules, Sheet
-from exporter.core.usage_body import Body, RefusedError
+from exporter.core.usage_body import Body
 from tests.unit.test_usage import NOW, rules
 
 BODIES: Final = 10_000

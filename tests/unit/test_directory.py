@@ -1,0 +1,92 @@
+"""Which engine or API a call went to that somebody else recorded: never one that nobody asked."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from exporter.config.model import Engine
+from exporter.config.prices import ApiModel, ApiPrices
+from exporter.core.api_prices import configured
+from exporter.core.directory import Directory
+from exporter.core.usage_body import Names
+from exporter.core.usage_records import Call, Found, providers_of
+
+
+def price(model: str, provider: str | None) -> ApiModel:
+    usd = Decimal(1)
+    return ApiModel(model=model, provider=provider, input_usd_per_million=usd, output_usd_per_million=usd)
+
+
+ENGINES = (
+    Engine(name="chat", url="http://127.0.0.1:8000", models=("llama",), addresses=("Chat.llm.svc:80",)),
+    Engine(name="red", url="https://gateway/red", models=("red-model",)),
+    Engine(name="blue", url="https://gateway/blue", models=("blue-model",)),
+)
+PRICES = (price("gpt", "openai"), price("claude", "azure_ai"), price("claude", "aws"), price("any", None))
+DIRECTORY = Directory(ENGINES, {"chat": {"seen"}}, configured(ApiPrices(models=PRICES)))
+
+
+def found(*models: str, provider: str | None = None, address: str | None = None) -> Found:
+    call = Call(
+        form="test", id="1", feature="f", team=None, models=models, providers=providers_of(provider), address=address,
+        input_tokens=1, cached_input_tokens=0, output_tokens=1, second=None,
+    )  # fmt: skip
+    return DIRECTORY.find(call)
+
+
+@pytest.mark.parametrize(
+    ("said", "engine"),
+    [
+        ({"address": "127.0.0.1:8000"}, "chat"),
+        ({"address": "chat.llm.svc:80", "provider": "together_ai"}, "chat"),
+        ({"address": "gateway:443"}, None),
+    ],
+)
+def test_whoever_was_asked_did_it(said: dict[str, Any], engine: str | None):
+    assert found("whatever", **said).engine == engine
+
+
+def test_of_several_engines_at_an_address_it_is_the_one_that_has_the_model():
+    assert found("blue-model", address="gateway:443").engine == "blue"
+    assert found("red-model", address="gateway:443").engine == "red"
+
+
+@pytest.mark.parametrize("provider", [None, "hosted_vllm", "openai", "vllm", "ollama"])
+def test_an_engine_has_its_models_where_nothing_says_otherwise(provider: str | None):
+    assert found("llama", provider=provider) == Found(None, None, "llama")
+    assert found("seen", provider=provider, address="other.llm.svc:443") == Found(None, None, "seen")
+    assert found("llama", provider=provider, address="10.0.0.7:8000") == Found(None, None, "llama")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"provider": "together_ai"}, {"provider": "openai", "address": "openrouter.ai:443"}, {"provider": "nobody"}],
+)
+def test_what_somebody_elses_api_did_claims_no_engine(said: dict[str, str]):
+    """A fallback to an API under the same name was booked as tokens of our engine, and its money vanished."""
+    went = found("llama", **said)
+    names = Names("f", went.model, engine=went.engine, provider=went.provider)
+    assert DIRECTORY.resolve(names) == ("", "other", "", None)
+
+
+def test_only_the_price_of_the_provider_that_was_asked_counts():
+    """A model that only another provider has a price for was booked at that."""
+    assert found("gpt", provider="openai") == Found(None, "openai", "gpt")
+    assert found("claude", provider="azure_ai") == Found(None, "azure_ai", "claude")
+    assert found("claude", provider="bedrock") == Found(None, "aws", "claude")
+    for provider in ("anthropic", "hosted_vllm"):
+        went = found("gpt", provider=provider)
+        assert DIRECTORY.resolve(Names("f", went.model, provider=went.provider)).price is None
+    went = found("any", provider="anthropic")
+    assert DIRECTORY.resolve(Names("f", went.model, provider=went.provider)).price is not None
+
+
+def test_without_a_provider_the_one_price_of_a_model_counts():
+    assert found("gpt", address="api.openai.com:443") == Found(None, "openai", "gpt")
+    assert found("claude").provider == "unknown", "two have a price for it"
+
+
+def test_the_best_name_of_those_that_are_known_counts():
+    assert found("gpt-2026-01-01", "gpt", provider="openai") == Found(None, "openai", "gpt")
+    assert found("llama-q4", "llama") == Found(None, None, "llama")
