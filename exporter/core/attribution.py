@@ -65,8 +65,12 @@ class Weights(NamedTuple):
 
     def of(self, claim: Claim) -> int:
         """Return the work of tokens."""
+        return sum(self.by_direction(claim))
+
+    def by_direction(self, claim: Claim) -> tuple[int, int]:
+        """Return the work of prompts, and of output."""
         computed = claim.prompt_tokens - claim.cached_prompt_tokens
-        return max(computed, 0) * self.prompt + claim.output_tokens * self.output
+        return max(computed, 0) * self.prompt, claim.output_tokens * self.output
 
 
 PENDING: Final = {
@@ -134,6 +138,14 @@ def shared(amount: int, counted: Claim, weigh: Weights, claims: Mapping[Claimant
         work, unclaimed = {}, 1
     work[UNATTRIBUTED, ""] = work.get((UNATTRIBUTED, ""), 0) + unclaimed
     return dict(zip(work, divided(amount, list(work.values())), strict=True))
+
+
+def by_direction(amount: int, work: tuple[int, int]) -> tuple[int, int]:
+    """Divide a share by what of its work were prompts and what output; (0, 0) where there is no work to go by."""
+    if not any(work):
+        return 0, 0
+    prompts = amount * work[0] // sum(work)
+    return prompts, amount - prompts
 
 
 @dataclass(slots=True)
@@ -238,10 +250,22 @@ def _by_start(slot: Slot) -> tuple[int, Slot]:
 def _settled(slot: Slot, one: _Open) -> Closed:
     counted = one.counted
     weigh = weights(counted, one.pending[("prefill_nanoseconds",)], one.pending[("decode_nanoseconds",)])
-    entries = []
+    work = {claimant: weigh.by_direction(claim) for claimant, claim in one.claims.items()}
+    prompts, output = weigh.by_direction(counted)
+    claimed = [sum(parts) for parts in zip(*work.values(), strict=True)] or [0, 0]
+    work[UNATTRIBUTED, ""] = max(prompts - claimed[0], 0), max(output - claimed[1], 0)
+    entries: list[Entry] = []
     for item, amount in one.pending.items():
         if item[0] == _MONEY:
-            for (feature, team), part in shared(amount, counted, weigh, one.claims).items():
-                account = Account(Kind.ATTRIBUTED, (feature, team, slot.engine, *item[1:]))
-                entries.append(Entry(account, part, slot.start * NANO))
+            for claimant, part in shared(amount, counted, weigh, one.claims).items():
+                labels = (*claimant, slot.engine, *item[1:])
+                entries += _entries(labels, part, by_direction(part, work[claimant]), slot.start * NANO)
     return Closed(slot, entries, sum(claim.tokens for claim in one.claims.values()), counted.tokens)
+
+
+def _entries(labels: tuple[str, ...], part: int, directions: tuple[int, int], at: int) -> Iterator[Entry]:
+    """Yield a share, and what of it is known to be of one direction."""
+    yield Entry(Account(Kind.ATTRIBUTED, labels), part, at)
+    for kind, amount in zip((Kind.ATTRIBUTED_INPUT, Kind.ATTRIBUTED_OUTPUT), directions, strict=True):
+        if amount:
+            yield Entry(Account(kind, labels), amount, at)

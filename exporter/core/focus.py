@@ -6,7 +6,7 @@ will never have; the rest of the bill as it was booked. So nothing counts twice,
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -17,7 +17,10 @@ from exporter.core.periods import Period
 from exporter.core.reporting import PENDING, Buckets, Pending
 
 _TOKENS_OF_EVENTS: Final = (Kind.FEATURE_PROMPT_TOKENS, Kind.FEATURE_OUTPUT_TOKENS)
-KINDS: Final = (Kind.SPEND, Kind.ATTRIBUTED, *_TOKENS_OF_EVENTS)
+INPUT: Final = "input"
+OUTPUT: Final = "output"
+_DIRECTIONS: Final = {Kind.ATTRIBUTED_INPUT: INPUT, Kind.ATTRIBUTED_OUTPUT: OUTPUT}
+KINDS: Final = (Kind.SPEND, Kind.ATTRIBUTED, *_DIRECTIONS, *_TOKENS_OF_EVENTS)
 ATTRIBUTED: Final = "attributed"
 NOT_ATTRIBUTED: Final = "not_attributed"
 ISSUER: Final = "llm-cost-exporter"  # who says so: the ledger knows neither who leases GPUs nor who runs an API
@@ -39,7 +42,7 @@ _TOKENS: Final = "Tokens"
 class Cell(NamedTuple):
     """What tells rows apart: an hour by the Unix second at which it begins, and labels.
 
-    `attribution` is empty for what no feature can claim.
+    `attribution` is empty for what no feature can claim, `direction` where it is not known which tokens took the money.
     """
 
     start: int
@@ -50,6 +53,7 @@ class Cell(NamedTuple):
     attribution: str = ""
     feature: str = ""
     team: str = ""
+    direction: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +67,15 @@ class Row:
 
     @property
     def tokens(self) -> int | None:
-        """Both directions together; one is known when the other is."""
-        if self.input_tokens is None or self.output_tokens is None:
-            return None
-        return self.input_tokens + self.output_tokens
+        """All tokens that the row is for; None where they are not known."""
+        known = [count for count in (self.input_tokens, self.output_tokens) if count is not None]
+        return sum(known) if known else None
 
     @property
     def meter(self) -> str:
         """What is measured; of tokens the direction, where the row has one only."""
+        if self.cell.direction:
+            return f"{self.cell.direction.title()} {_TOKENS}"
         if self.cell.category != Category.API:
             return _METERS[Category(self.cell.category)]
         if not self.tokens or (self.input_tokens and self.output_tokens):
@@ -91,8 +96,9 @@ def rows(period: Period, buckets: Buckets, pending: Pending) -> list[Row]:
     cells: Counter[Cell] = Counter()
     for cell, amount in _cells(period, buckets, pending):
         cells[cell] += amount
-    tokens = _ApiTokens(buckets)
-    return [_row(cell, amount, tokens) for cell, amount in sorted(cells.items()) if amount]
+    found = {cell: amount for cell, amount in sorted(cells.items()) if amount}
+    tokens = _ApiTokens(buckets, found)
+    return [_row(cell, amount, tokens) for cell, amount in found.items()]
 
 
 def _cells(period: Period, buckets: Buckets, pending: Pending) -> Iterator[tuple[Cell, int]]:
@@ -103,15 +109,23 @@ def _cells(period: Period, buckets: Buckets, pending: Pending) -> Iterator[tuple
         if account.kind is Kind.SPEND:
             yield _billed(_hour(quarter), *account.labels), amount
         elif account.kind is Kind.ATTRIBUTED:
-            feature, team, engine, *of = account.labels
-            bill = _billed(_hour(quarter), Category.COMPUTE_BUSY if engine else Category.API, engine, *of)
-            yield bill._replace(attribution=ATTRIBUTED, feature=feature, team=team), amount
-            yield bill, -amount
+            part = _attributed(_hour(quarter), *account.labels)
+            yield part, amount
+            yield part._replace(attribution=NOT_ATTRIBUTED, feature="", team=""), -amount
+        elif account.kind in _DIRECTIONS:
+            whole = _attributed(_hour(quarter), *account.labels)
+            yield whole._replace(direction=_DIRECTIONS[account.kind]), amount
+            yield whole, -amount
     for (slot, item), amount in pending.items():
         if item[0] == "nano_usd" and slot.start * NANO in period:
             bill = _billed(_hour(slot.start), Category.COMPUTE_BUSY, slot.engine, *item[1:])
             yield bill._replace(attribution=PENDING), amount
             yield bill, -amount
+
+
+def _attributed(start: int, feature: str, team: str, engine: str, *of: str) -> Cell:
+    bill = _billed(start, Category.COMPUTE_BUSY if engine else Category.API, engine, *of)
+    return bill._replace(attribution=ATTRIBUTED, feature=feature, team=team)
 
 
 def _billed(start: int, category: str, *of: str) -> Cell:
@@ -127,16 +141,20 @@ class _ApiTokens:
     """Tokens that events claim of APIs, by hour and label set.
 
     The ledger counts them without saying who did the work: a model that an engine serves too is left out, and so is
-    `other`, where tokens without a price are.
+    `other`, where tokens without a price are. Of an hour in which the direction of some money is known and of other is
+    not, which happens once in the life of a ledger, they are left out as well.
     """
 
-    def __init__(self, buckets: Buckets) -> None:
+    def __init__(self, buckets: Buckets, cells: Collection[Cell]) -> None:
+        self._mixed = {cell._replace(direction="") for cell in cells if cell.direction}.intersection(cells)
         self._ambiguous = {OTHER, *_served(account for account, _ in buckets)}
         self._prompt, self._output = (_hourly(kind, buckets) for kind in _TOKENS_OF_EVENTS)
 
     def of(self, cell: Cell) -> tuple[int, int] | None:
         """Return prompt and output tokens of a cell; None where they are not known."""
         if (cell.category, cell.attribution) != (Category.API, ATTRIBUTED) or cell.model in self._ambiguous:
+            return None
+        if cell._replace(direction="") in self._mixed:
             return None
         key = (cell.start, cell.feature, cell.team, cell.model, cell.tier)
         prompt, output = self._prompt[key], self._output[key]
@@ -161,7 +179,12 @@ def _hourly(kind: Kind, buckets: Buckets) -> Counter[tuple[int | str, ...]]:
 
 def _row(cell: Cell, amount: int, tokens: _ApiTokens) -> Row:
     prompt, output = tokens.of(cell) or (None, None)
-    return Row(cell=cell, nano_usd=amount, input_tokens=prompt, output_tokens=output)
+    return Row(
+        cell=cell,
+        nano_usd=amount,
+        input_tokens=None if cell.direction == OUTPUT else prompt,
+        output_tokens=None if cell.direction == INPUT else output,
+    )
 
 
 def dollars(nano: int) -> str:

@@ -30,6 +30,8 @@ class Kind(StrEnum):
     PREFILL_TIME = "prefill_time"  # nanoseconds that requests spent on their prompts, as the engine measures it
     DECODE_TIME = "decode_time"  # likewise on their output
     ATTRIBUTED = "attributed"  # nano-dollars
+    ATTRIBUTED_INPUT = "attributed_input"  # nano-dollars of those, for prompts
+    ATTRIBUTED_OUTPUT = "attributed_output"  # likewise for output; what neither has is of no known direction
     FEATURE_REQUESTS = "feature_requests"
     FEATURE_PROMPT_TOKENS = "feature_prompt_tokens"
     FEATURE_OUTPUT_TOKENS = "feature_output_tokens"
@@ -59,6 +61,8 @@ LABELS: Final = {
     Kind.PREFILL_TIME: ("engine",),
     Kind.DECODE_TIME: ("engine",),
     Kind.ATTRIBUTED: ("feature", "team", "engine", "model", "tier"),
+    Kind.ATTRIBUTED_INPUT: ("feature", "team", "engine", "model", "tier"),
+    Kind.ATTRIBUTED_OUTPUT: ("feature", "team", "engine", "model", "tier"),
     Kind.FEATURE_REQUESTS: ("feature", "team", "model", "tier"),
     Kind.FEATURE_PROMPT_TOKENS: ("feature", "team", "model", "tier"),
     Kind.FEATURE_OUTPUT_TOKENS: ("feature", "team", "model", "tier"),

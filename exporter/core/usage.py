@@ -121,6 +121,7 @@ class Sums(NamedTuple):
     cached_tokens: int
     output_tokens: int
     nano_usd: int
+    input_nano_usd: int  # of those, for the prompt
 
 
 class Group(NamedTuple):
@@ -145,7 +146,8 @@ class Sheet:
         self._rules, self._team = rules, team
         self._routes: dict[Names, Route] = {}
         self._seconds: dict[tuple[Names, int], int] = {}  # events that say the same names and second, and their number
-        self._lines: list[tuple[int, int, int, int, int]] = []  # that number, tokens of three kinds, nano-dollars
+        # That number, tokens of three kinds, nano-dollars, and those of the prompt.
+        self._lines: list[tuple[int, int, int, int, int, int]] = []
         self._said: dict[int, int] = {}  # nano-dollars by position, where somebody else says what an event cost
         self._asked: list[Labels] = []
         self._places: list[int] = []  # by that number, which group they belong to
@@ -165,9 +167,10 @@ class Sheet:
         prompt, cached, output = usage.tokens
         price = route.target.price
         cost = cost_nano_usd(price, second, prompt, cached, output) if price else 0
+        input_cost = cost_nano_usd(price, second, prompt, cached, 0) if price and output else cost
         if call is not None and call.said_nano_usd is not None and not route.target.engine:
             self._said[len(self._lines)] = call.said_nano_usd
-        self._lines.append((index, prompt, cached, output, cost))
+        self._lines.append((index, prompt, cached, output, cost, input_cost))
         self.keys.append(_key(usage, self._team))
         self.numbers.append(number)
 
@@ -240,17 +243,18 @@ class Sheet:
         """Return what events change, by their positions; nothing here moves any more."""
         sums: dict[int, list[int]] = {}
         for position in new:
-            index, prompt, cached, output, cost = self._lines[position]
+            index, prompt, cached, output, cost, input_cost = self._lines[position]
             group = self._places[index]
             found = sums.get(group)
             if found is None:
-                sums[group] = [1, prompt, cached, output, cost]
+                sums[group] = [1, prompt, cached, output, cost, input_cost]
             else:
                 found[0] += 1
                 found[1] += prompt
                 found[2] += cached
                 found[3] += output
                 found[4] += cost
+                found[5] += input_cost
         effect = Effect({}, {}, {})
         for group, found in sums.items():
             _book(effect, self._groups[group], Sums(*found))
@@ -261,7 +265,7 @@ class Sheet:
     def _compare(self, effect: Effect, position: int) -> None:
         """Note what somebody else says that an event cost, and what is booked for it."""
         if position in self._said:
-            index, *_, cost = self._lines[position]
+            index, *_, cost, _ = self._lines[position]
             group = self._groups[self._places[index]]
             model = (group.route.target.model,)
             _add(effect, Account(Kind.GATEWAY_SPEND, model), group.quarter, self._said[position])
@@ -309,8 +313,13 @@ def _accounts(group: Group, sums: Sums) -> list[tuple[Account, int]]:
     ]
     if target.price is not None:
         spend = Account(Kind.SPEND, (Category.API, "", target.model, target.tier))
-        attributed = Account(Kind.ATTRIBUTED, (route.feature, route.team, "", target.model, target.tier))
-        found += [(spend, sums.nano_usd), (attributed, sums.nano_usd)]
+        shared = (route.feature, route.team, "", target.model, target.tier)
+        found += [(spend, sums.nano_usd), (Account(Kind.ATTRIBUTED, shared), sums.nano_usd)]
+        directions = (
+            (Kind.ATTRIBUTED_INPUT, sums.input_nano_usd),
+            (Kind.ATTRIBUTED_OUTPUT, sums.nano_usd - sums.input_nano_usd),
+        )
+        found += [(Account(kind, shared), amount) for kind, amount in directions if amount]
     elif group.slot is None:
         found.append((Account(Kind.UNPRICED_TOKENS, (target.model,)), sums.prompt_tokens + sums.output_tokens))
     if route.cascade:

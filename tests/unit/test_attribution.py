@@ -13,6 +13,7 @@ from exporter.core.attribution import (
     Settling,
     Slot,
     Weights,
+    by_direction,
     pending_item,
     shared,
     weights,
@@ -92,6 +93,43 @@ def test_parts_are_within_one_of_the_exact_share(amount: int, given_weights: lis
     assert sum(parts) == amount
     total = sum(given_weights)
     assert all(abs(part * total - amount * weight) < total for part, weight in zip(parts, given_weights, strict=True))
+
+
+@given(st.integers(0, 10**15), st.integers(0, 10**12), st.integers(0, 10**12))
+def test_a_share_is_divided_by_direction_without_loss(amount: int, prompts: int, output: int):
+    parts = by_direction(amount, (prompts, output))
+    assert sum(parts) == (amount if prompts or output else 0)
+    assert min(parts) >= 0
+    assert abs(parts[0] * (prompts + output) - amount * prompts) <= prompts + output
+
+
+def directions(of: Settling) -> dict[tuple[str, str], int]:
+    """What is booked of slots that are settled, by what it is and by feature."""
+    entries = [entry for one in of.close(NOON + 10_000) for entry in one.entries]
+    return {(entry.account.kind.value, entry.account.labels[0]): int(entry.amount) for entry in entries if entry.amount}
+
+
+def test_a_slot_is_settled_by_direction_too():
+    of, slot = settling(), Slot("chat", NOON, 300)
+    pend(of, slot, usd=220, tokens=20)
+    of.pend(slot, ("prompt_tokens",), 60)
+    of.claim(slot, SUMMARY, claim(40, 0))
+    of.claim(slot, CHAT, claim(0, 8))
+    assert directions(of) == {
+        ("attributed", "summary"): 80,
+        ("attributed_input", "summary"): 80,
+        ("attributed", "chat"): 40,
+        ("attributed_output", "chat"): 40,
+        ("attributed", "unattributed"): 100,
+        ("attributed_input", "unattributed"): 40,
+        ("attributed_output", "unattributed"): 60,
+    }
+
+
+def test_what_no_tokens_tell_of_has_no_direction():
+    of = settling()
+    of.pend(Slot("chat", NOON, 300), ("nano_usd", "m", "fast"), 100)
+    assert directions(of) == {("attributed", "unattributed"): 100}
 
 
 # --- what a token weighs

@@ -47,6 +47,13 @@ def api(amount: int, model: str = "gpt", at: int = NOON) -> Amounts:
     return spend | booked(Kind.ATTRIBUTED, amount, "sum", "docs", "", model, "", at=at)
 
 
+def directed(buckets: Amounts, prompts: int) -> Amounts:
+    """The same with the direction of what is attributed: so much of it for prompts, the rest for output."""
+    (((_, labels), at), amount), *_ = (one for one in buckets.items() if one[0][0].kind is Kind.ATTRIBUTED)
+    parts = {Kind.ATTRIBUTED_INPUT: prompts, Kind.ATTRIBUTED_OUTPUT: amount - prompts}
+    return buckets | {(Account(kind, labels), at): part for kind, part in parts.items() if part}
+
+
 def claimed(prompt: int, output: int, model: str = "gpt", at: int = NOON) -> Amounts:
     labels = ("sum", "docs", model, "")
     counts = {Kind.FEATURE_PROMPT_TOKENS: prompt, Kind.FEATURE_OUTPUT_TOKENS: output}
@@ -78,8 +85,9 @@ BILLED = st.builds(
     lambda *labels: Account(Kind.SPEND, labels), st.sampled_from(list(Category)).map(str), NAMES, NAMES, NAMES
 )
 FOR_FEATURES = st.builds(
-    lambda *labels: Account(Kind.ATTRIBUTED, labels),
-    st.sampled_from(["x", "unattributed", "", *HOSTILE]), NAMES, NAMES, NAMES, NAMES,
+    Account,
+    st.sampled_from([Kind.ATTRIBUTED, Kind.ATTRIBUTED_INPUT, Kind.ATTRIBUTED_OUTPUT]),
+    st.tuples(st.sampled_from(["x", "unattributed", "", *HOSTILE]), NAMES, NAMES, NAMES, NAMES),
 )  # fmt: skip
 CLAIMED = st.builds(
     lambda kind, *labels: Account(kind, labels),
@@ -226,6 +234,36 @@ def test_tokens_of_an_api_have_a_direction_where_there_is_one(
     assert (row["ConsumedQuantity"], row["ConsumedUnit"]) == (quantity, "Tokens")
     assert (row["PricingQuantity"], row["PricingUnit"]) == (quantity, "Tokens")
     assert (row["x_InputTokens"], row["x_OutputTokens"]) == (f"{prompt}.0", f"{output}.0")
+
+
+def test_a_row_has_one_direction_where_the_books_tell_it():
+    found = [record(row) for row in told(directed(api(50), 20) | claimed(1000, 200))]
+    assert [(row["SkuId"], row["SkuMeter"], row["BilledCost"][-2:]) for row in found] == [
+        ("api_input_tokens/gpt", "Input Tokens", "20"),
+        ("api_output_tokens/gpt", "Output Tokens", "30"),
+    ]
+    assert [row["ConsumedQuantity"] for row in found] == ["1000.0", "200.0"]
+    assert [(row["x_InputTokens"], row["x_OutputTokens"]) for row in found] == [("1000.0", ""), ("", "200.0")]
+
+
+def test_busy_time_has_a_direction_by_the_work_and_idle_time_none():
+    idle = booked(Kind.SPEND, 7, "compute_idle", "chat", "m", "fast")
+    found = [record(row) for row in told(directed(busy(50) | paid("sum", 50), 20) | idle)]
+    assert [(row["SkuId"], row["SkuMeter"], row["BilledCost"][-2:], row["ConsumedQuantity"]) for row in found] == [
+        ("compute_busy_input_tokens/m", "Input Tokens", "20", ""),
+        ("compute_busy_output_tokens/m", "Output Tokens", "30", ""),
+        ("compute_idle/m", "Idle Compute", "07", ""),
+    ]
+
+
+def test_money_of_which_the_direction_is_not_known_stays_a_row_of_its_own_and_tokens_are_null():
+    old, new = api(50, at=NOON), directed(api(30, at=NOON + QUARTER), 10)
+    found = [record(row) for row in told(old | new | claimed(1000, 200))]
+    assert [(row["SkuMeter"], row["BilledCost"][-2:], row["ConsumedQuantity"]) for row in found] == [
+        ("Tokens", "50", ""),
+        ("Input Tokens", "10", ""),
+        ("Output Tokens", "20", ""),
+    ]
 
 
 @pytest.mark.parametrize(

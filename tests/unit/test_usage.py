@@ -181,6 +181,8 @@ def test_an_event_of_an_api_is_spend_and_attributed_the_same():
         ("usage_events", "accepted"): 2,
         ("spend", "api", "", "api-model", "best"): 2 * cost,
         ("attributed", "summary", "docs", "", "api-model", "best"): 2 * cost,
+        ("attributed_input", "summary", "docs", "", "api-model", "best"): 2 * 3 * 150,
+        ("attributed_output", "summary", "docs", "", "api-model", "best"): 2 * 600,
     }
     assert sheet(said).effect([0]).claims == {}
 
@@ -368,6 +370,8 @@ def test_what_is_over_the_limit_is_booked_as_other_and_counted():
         ("spend", "api", "", "api-model", "other"): 600,
         ("attributed", "other", "other", "", "api-model", "best"): 600,
         ("attributed", "other", "other", "", "api-model", "other"): 600,
+        ("attributed_output", "other", "other", "", "api-model", "best"): 600,
+        ("attributed_output", "other", "other", "", "api-model", "other"): 600,
         ("attributed", "vip", "other", "", "api-model", "best"): 0,
         ("attributed", "vip", "", "", "api-model", "other"): 0,
         ("overflow_events",): 5,
