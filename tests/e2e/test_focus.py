@@ -34,6 +34,7 @@ CLAIMS = (  # what the file says that it can tell
 )
 # Null without an invoice, not null with one: each is a rule, one of both must hold, and the other is told as failed.
 EITHER = {"InvoiceId-C-005-C"}
+DIRECTED = 1_792_152_000  # 2026-10-16T12:00:00Z: from then on the books keep the direction of tokens
 
 
 def hour(start: int, index: int) -> Iterator[tuple[Kind, tuple[str, ...], int, int]]:
@@ -44,6 +45,9 @@ def hour(start: int, index: int) -> Iterator[tuple[Kind, tuple[str, ...], int, i
     yield Kind.SPEND, ("compute_idle", *CHAT), 300_000_000 + index, half
     yield Kind.ATTRIBUTED, ("summary", "docs", *CHAT), 333_333_333, start
     yield Kind.ATTRIBUTED, ("unattributed", "", *CHAT), 66_666_667, start
+    if start >= DIRECTED:
+        yield Kind.ATTRIBUTED_INPUT, ("summary", "docs", *CHAT), 133_333_333, start
+        yield Kind.ATTRIBUTED_OUTPUT, ("summary", "docs", *CHAT), 200_000_000, start
     if start < END - HOUR:
         yield Kind.ATTRIBUTED, ("+chat", "", *CHAT), 100_000_001, half
     yield Kind.FEATURE_OUTPUT_TOKENS, ("summary", "docs", *CHAT[1:]), 5000, start
@@ -52,6 +56,10 @@ def hour(start: int, index: int) -> Iterator[tuple[Kind, tuple[str, ...], int, i
         yield Kind.SPEND, ("api", "", "gpt", ""), 1_000_003, half
         yield Kind.ATTRIBUTED, ("summary", "docs", "", "gpt", ""), 1_000_003, half
         yield Kind.FEATURE_PROMPT_TOKENS, ("summary", "docs", "gpt", ""), 1200, half
+        if start >= DIRECTED:
+            output = 600_000 if index % 2 else 0
+            yield Kind.ATTRIBUTED_INPUT, ("summary", "docs", "", "gpt", ""), 1_000_003 - output, half
+            yield Kind.ATTRIBUTED_OUTPUT, ("summary", "docs", "", "gpt", ""), output, half
         if index % 2:
             yield Kind.FEATURE_OUTPUT_TOKENS, ("summary", "docs", "gpt", ""), 300, half
     if index % 50 == 0:
@@ -135,8 +143,27 @@ def test_rows_are_hours_of_the_month(rows: list[dict[str, str]]):
 def test_tokens_are_there_where_they_are_known(rows: list[dict[str, str]]):
     assert {
         (row["SkuId"], row["ConsumedQuantity"], row["ConsumedUnit"]) for row in rows if row["x_Model"] == "gpt"
-    } == {("api/gpt", "1500.0", "Tokens"), ("api_input_tokens/gpt", "1200.0", "Tokens")}
+    } == {
+        ("api/gpt", "1500.0", "Tokens"),
+        ("api_input_tokens/gpt", "1200.0", "Tokens"),
+        ("api_output_tokens/gpt", "300.0", "Tokens"),
+    }
     assert {row["ConsumedQuantity"] for row in rows if row["x_Model"] != "gpt"} == {""}
+
+
+def test_rows_have_a_direction_since_the_books_keep_it(rows: list[dict[str, str]]):
+    meters: dict[tuple[str, bool], set[str]] = {}
+    for row in rows:
+        if row["x_Feature"] == "summary":
+            after = row["ChargePeriodStart"] >= "2026-10-16T12"
+            meters.setdefault((row["x_Category"], after), set()).add(row["SkuMeter"])
+    both = {"Input Tokens", "Output Tokens"}
+    assert meters == {
+        ("compute_busy", False): {"Busy Compute"},
+        ("compute_busy", True): both,
+        ("api", False): {"Tokens", "Input Tokens"},
+        ("api", True): both,
+    }
 
 
 def test_names_are_those_of_the_ledger_and_no_formulas(file: bytes, rows: list[dict[str, str]]):
