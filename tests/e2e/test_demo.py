@@ -23,6 +23,8 @@ from tests.processes import RECORDING
 
 DRIVERS: Final = "the driver's own, and no driver is asked: these GPUs come from DCGM"
 WITHOUT_SAMPLES: Final = {
+    "gateway_booked_spend_usd_total": "no LiteLLM is part of the demo",
+    "gateway_spend_usd_total": "no LiteLLM is part of the demo",
     "budget_forecast_usd": "needs an hour of history",
     "gpu_field_supported": DRIVERS,
     "gpu_mig_dram_active_ratio": "no GPU of the demo is divided",
