@@ -119,7 +119,7 @@ def spans_of_protobuf(content: bytes, read: Collection[str]) -> list[Span]:
         MissingExtraError: nothing here can read it.
     """
     try:
-        from google.protobuf.message import DecodeError  # noqa: PLC0415 - an extra, and 10 MiB
+        from google.protobuf.message import DecodeError  # noqa: PLC0415 - an extra
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest  # noqa: PLC0415
     except ImportError:
         raise MissingExtraError from None
