@@ -33,7 +33,8 @@ class Intake:
         billed = {engine.name: engine.model for engine in self._board.snapshot.engines}
         known = self._books.seen_models(), billed
         if self._rules is None or known != self._known:
-            self._known, self._rules = known, self._made(self._config, self._prices)
+            self._known = known
+            self._rules = self._made(self._config, self._prices)
         return self._rules
 
     def _made(self, config: Config, prices: Mapping[Wanted, ApiPrice]) -> Rules:

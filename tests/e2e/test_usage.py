@@ -66,6 +66,20 @@ def test_what_features_claim_is_shared_and_both_books_agree(tmp_path: Path):
     check(saved(tmp_path / "data"), events)
 
 
+def test_an_event_may_name_the_model_that_the_engines_page_names(tmp_path: Path):
+    """The first events after a start, and after a page named another model, went by what was known before."""
+    config = tmp_path / "config.yml"
+    with replayed(tmp_path, "--skip=165s", "--speed=20", "--loop=continue") as url:
+        config.write_text(CONFIG.format(url=url).replace("models: [served], ", ""))
+        with running(tmp_path, *serve(config)) as exporter:
+            until_up(exporter)
+            model = json.loads(exporter.ask("/v1/snapshot").body)["engines"][0]["model"]
+            assert post(exporter, {"feature": "summary", "model": model, "output_tokens": 3}).status == 202
+            page = exporter.until("it on the page", lambda page: labels(page, "feature_requests_total"))
+            booked = f"llmcost_feature_requests_total{{feature=summary,model={model},team=,tier=fast}}"
+            assert page.get(booked) == 1, labels(page, "feature_requests_total")
+
+
 def test_without_storage_events_count_until_the_process_ends(tmp_path: Path):
     config = tmp_path / "config.yml"
     config.write_text(CONFIG.format(url="http://127.0.0.1:9"))
