@@ -17,6 +17,7 @@ from tests.ledgers import saved
 from tests.processes import Exporter, Reply, free_port, running
 
 FEATURES = ("summary", "search", "chat")
+PAGE_MODEL = "tiny-llama"  # as the replayed engine names what the config calls "served"
 CONFIG = """\
 interval: 200ms
 engines: [{{name: chat, url: "{url}", models: [served], tier: fast}}]
@@ -144,7 +145,8 @@ def _of(found: Saved, kind: Kind) -> dict[tuple[str, str], int]:
     sums: dict[tuple[str, str], int] = {}
     for account, amount in found.totals.items():
         if account.kind is kind and amount:
-            feature, _, model, _ = account.labels
+            feature, _, name, _ = account.labels
+            model = "served" if name == PAGE_MODEL else name  # an alias goes by the page's name, once that is known
             sums[feature, model] = sums.get((feature, model), 0) + amount
     return sums
 
