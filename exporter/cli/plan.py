@@ -21,7 +21,7 @@ from exporter.cli.plan_inputs import (
     source_flags,
     sources,
 )
-from exporter.cli.plan_prices import api, demand, hosting, measured_figures
+from exporter.cli.plan_prices import api, demand, expect_some, hosting, measured_figures
 from exporter.cli.plan_show import drawn, show
 from exporter.cli.plan_tiers import cascade, right_size
 from exporter.config import units
@@ -117,8 +117,7 @@ def _what_if(today: Hosting, flags: Mapping[str, Any]) -> Iterator[tuple[str, Ho
         yield f"{number} replica{'s' * (number > 1)}", replace(today, replicas=number)
     other = flags["if_gpu_usd"], flags["if_gpu_count"], flags["if_speedup"]
     if any(value is not None for value in other):
-        if flags["if_gpu_count"] == 0:
-            raise UnusableError("--what-if.gpu.count: expected more than 0, since GPUs are what a month costs, found 0")
+        expect_some("--what-if.gpu.count", flags["if_gpu_count"])
         if flags["if_gpu_usd"] is None:
             raise UnusableError("expected --what-if.gpu.usd-per-hour beside the rest of other GPUs, found none")
         yield "other GPUs", planning.with_gpu(today, *other)

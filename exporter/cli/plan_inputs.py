@@ -15,7 +15,7 @@ from exporter.clock import SystemClock
 from exporter.config import units
 from exporter.config.model import Config, Engine
 from exporter.core import planning_measured
-from exporter.core.money import NANO
+from exporter.core.money import NANO, Kind
 from exporter.core.periods import QUARTER
 from exporter.core.planning import Figure
 from exporter.core.planning_measured import Measured, Stretch
@@ -127,6 +127,11 @@ class Sources:
     def days(self) -> Fraction:
         """How long the ledger tells of, as far as it was observed."""
         return self.days_since(self.stretch.start)
+
+    def late(self, kind: Kind, **labels: str) -> int | None:
+        """Return since when there is any of a kind with these labels, if not since the first day of the ledger."""
+        first = planning_measured.since(self.saved.buckets, kind, **labels) if self.saved else None
+        return first if first is not None and first - self.stretch.start > _DAY else None
 
     def days_since(self, second: int) -> Fraction:
         """Return how long it tells of from a Unix second on, as far as it was observed."""

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from exporter.cli.options import UnusableError
-from exporter.cli.plan_inputs import CONFIG, FLAG, LEDGER, Inputs, Sources
+from exporter.cli.plan_inputs import CONFIG, FLAG, LEDGER, Inputs, Number, Sources
 from exporter.clock import SystemClock
 from exporter.config.model import Config, Engine
 from exporter.config.prices import ApiPrices, NetworkPrice, StoragePrice
@@ -31,10 +31,15 @@ def gpu(found: Sources, flags: Flags) -> tuple[Fraction, Fraction]:
     given = flags["gpu_usd_per_hour"]
     of_config = _configured_gpu(found) if given is None else None
     gpus = inputs.first("gpu.count", *count, default=1) or Fraction(0)
-    if not gpus:
-        raise UnusableError("--gpu.count: expected more than 0, since GPUs are what a month costs, found 0")
+    expect_some("--gpu.count", gpus)
     mean = ratio(measured.compute_usd_per_hour, gpus) if measured else None
     return inputs.needed("gpu.usd-per-hour", (FLAG, given), (CONFIG, of_config), (LEDGER, mean)), gpus
+
+
+def expect_some(flag: str, gpus: Number | None) -> None:
+    """Raise UnusableError where a number of GPUs is given, and is 0."""
+    if gpus == 0:
+        raise UnusableError(f"{flag}: expected more than 0, since GPUs are what a month costs, found 0")
 
 
 def _configured_gpu(found: Sources) -> Fraction | None:

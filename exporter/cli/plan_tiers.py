@@ -18,7 +18,6 @@ from exporter.core.planning import DAYS, Figure, product
 from exporter.core.planning_measured import MeasuredTier
 from exporter.core.right_sizing import Mix, Tier
 
-_DAY_SECONDS: Final = 86_400
 _SOURCES: Final = ("from_ledger", "storage_path", "days")
 
 
@@ -88,9 +87,7 @@ def _of_ledger(found: Sources) -> tuple[list[Tier], Fraction]:
     requests, cheapest = sum(tier.requests for tier in known), min(costs.values())
     tiers = [Tier(tier.name, costs[tier.name] / cheapest, Fraction(tier.requests, requests)) for tier in known]
     for tier in known:
-        _note_if_late(
-            found, f"tier {tier.name}", planning_measured.since(found.saved.buckets, Kind.SPEND, tier=tier.name)
-        )
+        _note_if_late(found, tier.name)
     return tiers, max(costs.values()) * requests / found.days * DAYS
 
 
@@ -174,14 +171,13 @@ def _step(found: Sources, edge: Edge, counts: tuple[int, int], costs: dict[str, 
 
 def _days_of_step(found: Sources, edge: Edge) -> Fraction:
     """Return how long a step has been used: the ledger's time, or since a day of it that is not its first."""
-    labels = {"cascade": edge.cascade, "tier": edge.from_tier}
-    first = planning_measured.since(found.saved.buckets if found.saved else {}, Kind.CASCADE_REQUESTS, **labels)
-    late = first is not None and first - found.stretch.start > _DAY_SECONDS
-    return found.days_since(first) if late and first is not None else found.days
+    late = found.late(Kind.CASCADE_REQUESTS, cascade=edge.cascade, tier=edge.from_tier)
+    return found.days if late is None else found.days_since(late)
 
 
-def _note_if_late(found: Sources, what: str, first: int | None) -> None:
-    """Tell of what was not there for all of the ledger's days."""
-    if first is not None and first - found.stretch.start > _DAY_SECONDS:
-        days = f"{float(found.days_since(first)):.1f} of {float(found.days):.1f} days"
-        found.inputs.note(f"{what} is there for {days}, and its share is one of all of them")
+def _note_if_late(found: Sources, tier: str) -> None:
+    """Tell of a tier that was not there for all of the ledger's days."""
+    late = found.late(Kind.SPEND, tier=tier)
+    if late is not None:
+        days = f"{float(found.days_since(late)):.1f} of {float(found.days):.1f} days"
+        found.inputs.note(f"tier {tier} is there for {days}, and its share is one of all of them")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from exporter.core.refused import RefusedError
-from exporter.core.spans import Span
+from exporter.core.spans import SERVER, Span
 from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, expect_few
 
 JSON: Final = "application/json"
@@ -91,7 +91,7 @@ def _of_json(request: _Request, read: Collection[str]) -> Iterator[Span]:
                 yield Span(
                     id=(span.span_id or "").lower(),
                     parent=(span.parent_span_id or "").lower(),
-                    kind=2 if span.kind == _SERVER else span.kind if isinstance(span.kind, int) else 0,
+                    kind=SERVER if span.kind == _SERVER else span.kind if isinstance(span.kind, int) else 0,
                     end_unix_ns=int(span.end_time_unix_nano or 0),
                     attributes=_attributes(span.attributes, read),
                     resource=resource,

@@ -129,12 +129,12 @@ def engines(buckets: Buckets) -> list[str]:
 
 def observed(buckets: Buckets, stretch: Stretch) -> Fraction:
     """Return how many seconds of a stretch were observed, 0 or more."""
-    return _seconds({key: amount for key, amount in buckets.items() if stretch.holds(key[1])}, [stretch])
+    return _seconds([stretch], (amount for _, at, amount in _of(buckets, Kind.UNOBSERVED) if stretch.holds(at)))
 
 
-def _seconds(buckets: Buckets, parts: Iterable[Stretch]) -> Fraction:
-    away = sum(amount for _, _, amount in _of(buckets, Kind.UNOBSERVED))
-    return max(sum(part.end - part.start for part in parts) - Fraction(away, NANO), Fraction(0))
+def _seconds(parts: Iterable[Stretch], unobserved: Iterable[int]) -> Fraction:
+    """Return the length of parts less nanoseconds that nobody observed, 0 or more."""
+    return max(sum(part.end - part.start for part in parts) - Fraction(sum(unobserved), NANO), Fraction(0))
 
 
 def measured(buckets: Buckets, engine: str, stretch: Stretch, peaks: Iterable[int] = ()) -> Measured:
@@ -148,7 +148,7 @@ def measured(buckets: Buckets, engine: str, stretch: Stretch, peaks: Iterable[in
     finished = (how for how in _of(own, Kind.REQUESTS, engine) if how[0]["outcome"] != ABANDONED)
     return Measured(
         engine=engine,
-        seconds=_seconds(own, map(stretch.part, quarters)),
+        seconds=_seconds(map(stretch.part, quarters), (amount for _, _, amount in _of(own, Kind.UNOBSERVED))),
         spend=spend,
         requests=sum(amount for _, _, amount in finished),
         tokens={kind: sum(amount for _, _, amount in _of(own, kind, engine)) for kind in _TOKENS},

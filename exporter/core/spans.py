@@ -12,7 +12,7 @@ from exporter.core.money import NANO
 from exporter.core.refused import shown
 from exporter.core.usage_records import Call, providers_of, tokens
 
-_SERVER: Final = 2  # the kind of span
+SERVER: Final = 2  # the kind of span
 _EMBEDDINGS: Final = "embeddings"
 _INFERENCE: Final = ("chat", "text_completion", "generate_content", _EMBEDDINGS)
 _OPERATION: Final = "gen_ai.operation.name"
@@ -70,7 +70,7 @@ def _above(span: Span, parents: Mapping[str, str]) -> Collection[tuple[str, Any]
 
 def _is_inference(span: Span) -> bool:
     operation = span.attributes.get(_OPERATION)
-    return span.kind != _SERVER and (operation in _INFERENCE or (operation is None and _has_usage(span)))
+    return span.kind != SERVER and (operation in _INFERENCE or (operation is None and _has_usage(span)))
 
 
 def _has_usage(span: Span) -> bool:

@@ -95,8 +95,7 @@ class _Litellm:
         return _json({"error": _first(reading), **said, "errors": named}, 400)
 
     def refused(self, request: web.Request, refusal: bodies.Refusal) -> web.Response:  # noqa: ARG002
-        if refusal.events:
-            log.warning("LiteLLM: a body is not booked: %s", refusal.text)
+        _warn_of_all("LiteLLM", refusal)
         return _json({"error": refusal.text}, refusal.status, refusal.headers)
 
 
@@ -126,8 +125,7 @@ class _Traces:
         return web.Response(body=otlp.answer(media, len(reading.refused), message), content_type=media)
 
     def refused(self, request: web.Request, refusal: bodies.Refusal) -> web.Response:
-        if refusal.events:
-            log.warning("OpenTelemetry: a body is not booked: %s", refusal.text)
+        _warn_of_all("OpenTelemetry", refusal)
         media = request.content_type if request.content_type in _MEDIA else otlp.JSON
         body = otlp.status(media, refusal.text)
         return web.Response(status=refusal.status, body=body, headers=refusal.headers, content_type=media)
@@ -148,6 +146,11 @@ def _spans(media: str, content: bytes, read: frozenset[str]) -> list[spans.Span]
 
 def _warn(whose: str, reading: Reading) -> None:
     log.warning("%s: %d of %d records are not booked: %s", whose, len(reading.refused), reading.count, _first(reading))
+
+
+def _warn_of_all(whose: str, refusal: bodies.Refusal) -> None:
+    if refusal.events:
+        log.warning("%s: a body is not booked: %s", whose, refusal.text)
 
 
 def _first(reading: Reading) -> str:
