@@ -92,13 +92,25 @@ class Row:
 
 
 def rows(period: Period, buckets: Buckets, pending: Pending) -> list[Row]:
-    """Return the rows of a period of whole hours, by hour; what cost nothing is left out."""
+    """Return the rows of a period of whole hours, by hour.
+
+    What cost nothing is left out, but for the free direction of tokens whose other direction cost something.
+    """
     cells: Counter[Cell] = Counter()
     for cell, amount in _cells(period, buckets, pending):
         cells[cell] += amount
-    found = {cell: amount for cell, amount in sorted(cells.items()) if amount}
+    found = {cell: amount for cell, amount in cells.items() if amount}
     tokens = _ApiTokens(buckets, found)
-    return [_row(cell, amount, tokens) for cell, amount in found.items()]
+    found |= dict.fromkeys(_free(found, tokens), 0)
+    return [_row(cell, amount, tokens) for cell, amount in sorted(found.items())]
+
+
+def _free(cells: Collection[Cell], tokens: "_ApiTokens") -> Iterator[Cell]:
+    """Yield the other direction of cells, where its tokens cost nothing."""
+    for cell in cells:
+        other = cell._replace(direction=OUTPUT if cell.direction == INPUT else INPUT)
+        if cell.direction and other not in cells and _row(other, 0, tokens).tokens:
+            yield other
 
 
 def _cells(period: Period, buckets: Buckets, pending: Pending) -> Iterator[tuple[Cell, int]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from exporter.cli.report_focus import as_csv
 from exporter.core.attribution import Item, Slot
-from exporter.core.focus import Cell, Row, dollars, record, rows
+from exporter.core.focus import INPUT, Cell, Row, dollars, record, rows
 from exporter.core.money import NANO, Account, Category, Kind
 from exporter.core.periods import QUARTER, Period, month
 
@@ -244,6 +244,18 @@ def test_a_row_has_one_direction_where_the_books_tell_it():
     ]
     assert [row["ConsumedQuantity"] for row in found] == ["1000.0", "200.0"]
     assert [(row["x_InputTokens"], row["x_OutputTokens"]) for row in found] == [("1000.0", ""), ("", "200.0")]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "costs"),
+    [(50, [("Input Tokens", "50"), ("Output Tokens", "00")]), (0, [("Input Tokens", "00"), ("Output Tokens", "50")])],
+)
+def test_tokens_of_a_direction_that_is_free_keep_their_row(prompts: int, costs: list[tuple[str, str]]):
+    found = [record(row) for row in told(directed(api(50), prompts) | claimed(1000, 200))]
+    assert [(row["SkuMeter"], row["BilledCost"][-2:]) for row in found] == costs
+    assert [row["ConsumedQuantity"] for row in found] == ["1000.0", "200.0"]
+    (alone,) = told(directed(api(50), 50) | claimed(1000, 0))
+    assert alone.cell.direction == INPUT
 
 
 def test_busy_time_has_a_direction_by_the_work_and_idle_time_none():
