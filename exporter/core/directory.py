@@ -9,7 +9,7 @@ from exporter.core.api_prices import ApiPrice
 from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
 from exporter.core.refused import RefusedError, shown
 from exporter.core.usage_body import OTHER, Names
-from exporter.core.usage_records import Call, Found, address_of
+from exporter.core.usage_records import Call, Found, addresses_of
 
 _NO_NAMES: Final = frozenset({SEVERAL_MODELS, UNKNOWN_MODEL})  # that stand where a page names no one model
 _NOBODY: Final = "unknown"  # the provider of what neither an engine nor a known API did
@@ -51,8 +51,8 @@ class Directory:
                 self._by_model.setdefault(model, []).append(engine)
         self._at: dict[str, list[str]] = {}
         for engine in engines:
-            for address in dict.fromkeys((address_of(engine.url) or "", *engine.addresses)):
-                self._at.setdefault(address.lower(), []).append(engine.name)
+            for address in dict.fromkeys((*addresses_of(engine.url), *map(str.lower, engine.addresses))):
+                self._at.setdefault(address, []).append(engine.name)
         self._prices = prices
         self._prices_of: dict[str, list[ApiPrice]] = {}
         for (_, model), price in prices.items():
@@ -71,21 +71,22 @@ class Directory:
         return Target("", names.model if price else OTHER, names.tier or "", price)
 
     def find(self, call: Call) -> Found:
-        """Return what did the work of a call: whoever was asked, an API with a price, or whoever has the model."""
+        """Return what did the work of a call: whoever was asked, an API with a price, or whoever has the model.
+
+        At an address that is no API's the price of one says nothing: an engine may have an alias of that name.
+        """
         engine = self._asked(call)
         if engine is not None:
             return Found(engine, None, call.models[0])
         priced = next((pair for pair in product(call.providers, call.models) if pair in self._prices), None)
-        if priced is not None:
-            return Found(None, *priced)
         served = next((model for model in call.models if model in self._by_model), None)
-        if served is not None and call.may_be_of_an_engine:
+        if served is not None and call.may_be_of_an_engine and (call.addresses or priced is None):
             return Found(None, None, served)
-        return self._of_an_api(call)
+        return self._of_an_api(call) if priced is None else Found(None, *priced)
 
     def _of_an_api(self, call: Call) -> Found:
         """Return the provider and the model of a call that no engine of ours did."""
-        providers = call.providers or (call.address or _NOBODY,)
+        providers = call.providers or call.addresses[:1] or (_NOBODY,)
         for model in call.models:
             price = self._prices.get((None, model)) if call.providers else self._price(Names("", model))
             if price is not None:
@@ -94,7 +95,7 @@ class Directory:
 
     def _asked(self, call: Call) -> str | None:
         """Return the engine at the address that was asked; of several there the one that has the model."""
-        names = self._at.get(call.address or "", [])
+        names = next((self._at[address] for address in call.addresses if address in self._at), [])
         if len(names) == 1:
             return names[0]
         having = {engine.name for model in call.models for engine in self._by_model.get(model, ())}

@@ -6,7 +6,7 @@ before there was an answer. Whoever reads what is stored (a response, a list) is
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -14,7 +14,7 @@ from exporter.config.model import LitellmUsage
 from exporter.core.money import NANO
 from exporter.core.pieces import Pieces
 from exporter.core.refused import shown
-from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, Call, address_of, expect_few, providers_of, tokens
+from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, Call, addresses_of, expect_few, providers_of, tokens
 
 _LONGEST_ANSWER_ID: Final = 200
 _FAILURE: Final = "failure"
@@ -33,6 +33,11 @@ _NAMES: Final = {
     "user_id": "user_api_key_user_id",
 }
 _MOST_USD: Final = 10**6  # of one call
+_LONGEST_PART: Final = 2**16  # bytes of a record's tags, and of its metadata
+_NOTHING: Final = msgspec.Raw(b"null")
+_NO_REASON: Final = (b"null", b"{}", b'""')
+
+Part = TypeVar("Part")
 
 
 class _Cached(msgspec.Struct):
@@ -48,13 +53,13 @@ class _Metadata(msgspec.Struct):
     user_api_key_team_alias: str | None = None
     user_api_key_team_id: str | None = None
     user_api_key_user_id: str | None = None
-    requester_metadata: dict[str, Any] | None = None
-    spend_logs_metadata: dict[str, Any] | None = None
+    requester_metadata: msgspec.Raw = _NOTHING
+    spend_logs_metadata: msgspec.Raw = _NOTHING
     usage_object: _UsageObject | None = None
 
 
 class Record(msgspec.Struct):
-    """What is read of a record; all else is passed over."""
+    """What is read of a record; all else is passed over. What may be of any size is read where it is asked for."""
 
     status: str
     model: str
@@ -68,14 +73,16 @@ class Record(msgspec.Struct):
     prompt_tokens: int | float | None = None
     completion_tokens: int | float | None = None
     response_cost: float | None = None
-    response_cost_failure_debug_info: Any = None
+    response_cost_failure_debug_info: msgspec.Raw = _NOTHING
     endTime: float | None = None  # noqa: N815 - its name
     end_user: str | None = None
-    request_tags: list[Any] | None = None
+    request_tags: msgspec.Raw = _NOTHING
     metadata: _Metadata | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(Record)
+_TAGS: Final = msgspec.json.Decoder(list[Any] | None)
+_METADATA: Final = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 def records(content: bytes) -> Iterable[tuple[int, bytes | msgspec.Raw]]:
@@ -111,7 +118,7 @@ def call_of(piece: bytes | msgspec.Raw, places: LitellmUsage) -> Call | None:
         team=None if team is None else places.teams.get(team, team),
         models=_models(record),
         providers=providers_of(record.custom_llm_provider),
-        address=address_of(record.api_base),
+        addresses=addresses_of(record.api_base),
         input_tokens=tokens("prompt_tokens", record.prompt_tokens),
         cached_input_tokens=_cached(record),
         output_tokens=tokens("completion_tokens", record.completion_tokens),
@@ -166,8 +173,8 @@ def _cached(record: Record) -> int:
 
 def _said(record: Record) -> int | None:
     """Return LiteLLM's own figure; None where it says that it has none, or no sensible one."""
-    cost = record.response_cost
-    if cost is None or record.response_cost_failure_debug_info or not 0 <= cost <= _MOST_USD:
+    cost, is_known = record.response_cost, bytes(record.response_cost_failure_debug_info) in _NO_REASON
+    if cost is None or not is_known or not 0 <= cost <= _MOST_USD:
         return None
     return round(cost * NANO)
 
@@ -180,18 +187,30 @@ def _first(record: Record, places: Iterable[str]) -> str | None:
 def _at(record: Record, place: str) -> str | None:
     kind, _, rest = place.partition(":")
     if kind == "tag":
-        tags = (tag for tag in record.request_tags or () if isinstance(tag, str) and not tag.startswith(_ITS_OWN_TAGS))
-        return next((tag.removeprefix(rest) for tag in tags if tag.startswith(rest)), None)
+        said = (tag for tag in _part("request_tags", record.request_tags, _TAGS) or () if isinstance(tag, str))
+        tags = (tag for tag in said if tag.startswith(rest) and not tag.startswith(_ITS_OWN_TAGS))
+        return next((tag.removeprefix(rest) for tag in tags), None)
     if kind == "metadata":
         return next(_of_metadata(record, rest), None)
-    said: str | None = getattr(record if place in _OF_THE_CALL else record.metadata, _NAMES.get(place, place), None)
-    return said
+    holder = record if place in _OF_THE_CALL else record.metadata
+    name: str | None = getattr(holder, _NAMES.get(place, place), None)
+    return name
 
 
 def _of_metadata(record: Record, key: str) -> Iterator[str]:
     """Yield what the caller's metadata have under a key."""
     metadata = record.metadata
     for said in (metadata.requester_metadata, metadata.spend_logs_metadata) if metadata else ():
-        value = (said or {}).get(key)
+        value = (_part("metadata", said, _METADATA) or {}).get(key)
         if isinstance(value, str) and value:
             yield value
+
+
+def _part(what: str, raw: msgspec.Raw, decoder: msgspec.json.Decoder[Part]) -> Part:
+    """Return a part of a record that may be of any size; raises ValueError where it is too large or another thing."""
+    if len(raw) > _LONGEST_PART:
+        raise ValueError(f"{what}: expected at most {_LONGEST_PART} bytes, found {len(raw)}")
+    try:
+        return decoder.decode(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a record of LiteLLM, found {error} - at `$.{what}`") from None

@@ -4,7 +4,7 @@ Spans alone are read: the metrics of the same calls would count them twice. Toke
 reasoning are parts of the input and the output, and never added. Of two spans around one call, the inner one counts.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from exporter.config.model import TracesUsage
@@ -24,7 +24,7 @@ _CACHED: Final = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_re
 _PROVIDER: Final = ("gen_ai.provider.name", "gen_ai.system")
 _MODEL: Final = ("gen_ai.response.model", "gen_ai.request.model")
 _ADDRESS, _PORT = "server.address", "server.port"
-_HTTPS: Final = 443  # left out where it is the port
+_LEFT_OUT: Final = (443, 80)  # ports of which a span need not tell
 _DEEPEST: Final = 64  # spans around one that are looked at
 _LATEST_UNIX_NS: Final = 2**63
 READ: Final = frozenset(
@@ -43,29 +43,31 @@ class Span(NamedTuple):
     resource: Mapping[str, Any]
 
 
-def wanted(spans: Collection[Span]) -> Iterator[tuple[int, Span]]:
+def wanted(spans: Sequence[Span]) -> Iterator[tuple[int, Span | None]]:
     """Yield with their numbers the spans of calls to models that a client or a library made.
 
-    A span around another one of the same operation that says what was used is the same call, seen from further away.
+    A span around another one of the same operation that says what was used is the same call, seen from further away:
+    it is None. Where a tool or an agent is between the two, the inner one is a call of its own.
     """
-    parents = {span.id: span.parent for span in spans}
+    by_id = {span.id: span for span in spans}
     found = [(number, span) for number, span in enumerate(spans, 1) if _is_inference(span)]
-    outer = {above for _, span in found if _has_usage(span) for above in _above(span, parents)}
-    return ((number, span) for number, span in found if (span.id, span.attributes.get(_OPERATION)) not in outer)
+    outer = {above for _, span in found if _has_usage(span) for above in _seen_from_further(span, by_id)}
+    return ((number, None if span.id in outer else span) for number, span in found)
 
 
-def _above(span: Span, parents: Mapping[str, str]) -> Collection[tuple[str, Any]]:
-    """Return the spans around one, as far as they are known, with its operation; none where they go round."""
-    operation, above = span.attributes.get(_OPERATION), parents.get(span.id, "")
-    found: dict[tuple[str, Any], None] = {}
-    while above and len(found) < _DEEPEST:
-        if above == span.id:
+def _seen_from_further(span: Span, by_id: Mapping[str, Span]) -> Collection[str]:
+    """Return the spans around one that are the same call, as far as they are known; none where they go round."""
+    operation, above = span.attributes.get(_OPERATION), by_id.get(span.parent)
+    passed: dict[str, bool] = {}
+    while above is not None and len(passed) < _DEEPEST:
+        if above.id == span.id:
             return ()
-        found[above, operation] = None
-        above = parents.get(above, "")
-        if (above, operation) in found:
+        of_above = above.attributes.get(_OPERATION)
+        if above.id in passed or of_above not in (None, operation):
             break
-    return found
+        passed[above.id] = of_above == operation
+        above = by_id.get(above.parent)
+    return [id for id, is_alike in passed.items() if is_alike]
 
 
 def _is_inference(span: Span) -> bool:
@@ -77,18 +79,21 @@ def _has_usage(span: Span) -> bool:
     return any(key in span.attributes for key in (*_INPUT, *_OUTPUT))
 
 
-def call_of(span: Span, named: TracesUsage) -> Call | None:
-    """Return what a span says; None where it failed and used nothing.
+def call_of(span: Span | None, named: TracesUsage) -> Call | None:
+    """Return what a span says; None where it failed and used nothing, or where another one is of the same call.
 
     Raises:
         ValueError: it says nothing that can be booked.
     """
+    if span is None:
+        return None
     used = [_first(span.attributes, names) for names in (_INPUT, _OUTPUT)]
     if used == [None, None] and _ERROR in span.attributes:
         return None
     if used[0] is None or (used[1] is None and span.attributes.get(_OPERATION) != _EMBEDDINGS):
         missing = (_INPUT if used[0] is None else _OUTPUT)[0]
-        raise ValueError(f"{missing}: expected tokens, found none: a stream tells them if it is asked to")
+        text = f"{missing}: expected tokens, found none: a stream tells them if it is asked to"
+        raise ValueError(text if used[0] is None else f"{text}, and only {_EMBEDDINGS!r} of {_OPERATION} have none")
     if not 0 <= span.end_unix_ns < _LATEST_UNIX_NS:
         raise ValueError(f"endTimeUnixNano: expected Unix nanoseconds, found {shown(span.end_unix_ns)}")
     models = tuple(dict.fromkeys(str(span.attributes[name]) for name in _MODEL if span.attributes.get(name)))
@@ -101,7 +106,7 @@ def call_of(span: Span, named: TracesUsage) -> Call | None:
         team=_named(span, named.team),
         models=models,
         providers=providers_of(_text(_first(span.attributes, _PROVIDER))),
-        address=_address(span),
+        addresses=_addresses(span),
         input_tokens=tokens(_INPUT[0], used[0]),
         cached_input_tokens=tokens(_CACHED[0], _first(span.attributes, _CACHED) or 0),
         output_tokens=tokens(_OUTPUT[0], used[1] or 0),
@@ -132,6 +137,8 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _address(span: Span) -> str | None:
-    host = _text(span.attributes.get(_ADDRESS))
-    return f"{host}:{span.attributes.get(_PORT, _HTTPS)}".lower() if host else None
+def _addresses(span: Span) -> tuple[str, ...]:
+    host, port = _text(span.attributes.get(_ADDRESS)), span.attributes.get(_PORT)
+    if isinstance(port, float) and port.is_integer():
+        port = int(port)
+    return tuple(f"{host}:{one}".lower() for one in (_LEFT_OUT if port is None else (port,))) if host else ()

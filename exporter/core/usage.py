@@ -276,7 +276,7 @@ def _key(usage: Usage, team: str | None) -> tuple[bytes, bytes]:
     """Return what names an event, and what stands for all that it says; without an id nothing ever names it again."""
     names, event, call = usage.names, usage.event, usage.call
     if call is not None:  # what is booked for it may change with the config, and it is still the same call
-        body = blake2b(_encode((usage.tokens, usage.second)), digest_size=_BODY_BYTES).digest()
+        body = blake2b(_encode((usage.tokens, call.second)), digest_size=_BODY_BYTES).digest()
         return blake2b(f"\0{call.form}\0{call.id}".encode(), digest_size=_KEY_BYTES).digest(), body
     said = (names if team is None else names._replace(team=team), event.id, usage.tokens, event.at)
     body = blake2b(_encode(said), digest_size=_BODY_BYTES).digest()

@@ -75,6 +75,10 @@ class Recorded(Protocol):
         """What names it among those of its form."""
 
     @property
+    def second(self) -> float | None:
+        """The Unix second at which it ended, None where that is not said."""
+
+    @property
     def said_nano_usd(self) -> int | None:
         """What they say that it cost, None where they do not."""
 

@@ -6,6 +6,7 @@ Whoever sends them cannot mend them, and sends many at once: one that is bad may
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -26,10 +27,12 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "azure.ai.inference": "azure",
     "azure.ai.openai": "azure",
     "azure_ai": "azure",
+    "azure_text": "azure",
     "az.ai.inference": "azure",
     "az.ai.openai": "azure",
     "bedrock": "aws",
     "bedrock_converse": "aws",
+    "bedrock_mantle": "aws",
     "cohere_chat": "cohere",
     "fireworks_ai": "fireworks",
     "gcp.gemini": "google",
@@ -41,14 +44,17 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "text-completion-openai": "openai",
     "together_ai": "together",
     "vertex_ai": "google",
+    "vertex_ai_beta": "google",
+    "vertexai": "google",
     "x_ai": "x-ai",
     "xai": "x-ai",
 }
 # Those that speak of no API in particular: a server of one's own, or the protocol of OpenAI.
 _OWN: Final = frozenset({
-    "custom", "custom_openai", "docker_model_runner", "hosted_vllm", "infinity", "litellm_proxy", "llama.cpp",
-    "llamafile", "lm_studio", "nvidia_nim", "ollama", "ollama_chat", "openai", "openai_like", "sglang",
-    "text-completion-openai", "tgi", "triton", "vllm", "xinference",
+    "_other", "aiohttp_openai", "custom", "custom_openai", "docker_model_runner", "hosted_vllm", "huggingface",
+    "infinity", "langchain", "lemonade", "litellm_proxy", "llama.cpp", "llamafile", "lm_studio", "nvidia_nim", "ollama",
+    "ollama_chat", "oobabooga", "openai", "openai_like", "sglang", "text-completion-openai", "tgi", "triton", "vllm",
+    "xinference",
 })  # fmt: skip
 
 
@@ -57,8 +63,8 @@ class Call:
     """One call to a model, as somebody else recorded it.
 
     `id` names it among those of its `form`, `models` are the names that it went by, best first, and `providers` are the
-    names of whose model it is; `address` is HOST:PORT of what was asked. Cached tokens are a part of the input tokens.
-    `second` is the Unix second at which it ended, None where that is not said.
+    names of whose model it is; `addresses` are HOST:PORT of what was asked, likeliest first. Cached tokens are a part
+    of the input tokens. `second` is the Unix second at which it ended, None where that is not said.
     """
 
     form: str
@@ -67,7 +73,7 @@ class Call:
     team: str | None
     models: tuple[str, ...]
     providers: tuple[str, ...]
-    address: str | None
+    addresses: tuple[str, ...]
     input_tokens: int
     cached_input_tokens: int
     output_tokens: int
@@ -77,9 +83,7 @@ class Call:
     @property
     def may_be_of_an_engine(self) -> bool:
         """Whether nothing says that somebody else's API was asked."""
-        host, _, port = (self.address or "").rpartition(":")
-        is_public = port == _HTTPS and "." in host and not host.endswith(_INSIDE)
-        return not is_public and _OWN.issuperset(self.providers[:1])
+        return not any(map(_is_public, self.addresses)) and _OWN.issuperset(self.providers[:1])
 
 
 class Found(NamedTuple):
@@ -169,14 +173,14 @@ def providers_of(name: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((written, _PROVIDERS.get(written, written)))) if written else ()
 
 
-def address_of(url: str | None) -> str | None:
-    """Return HOST:PORT of an http address; None where it is none."""
+def addresses_of(url: str | None) -> tuple[str, ...]:
+    """Return HOST:PORT of an http address; nothing where it is none."""
     try:
         parts = urlsplit(url or "")
         port = parts.port or _PORTS.get(parts.scheme)
     except ValueError:
-        return None
-    return f"{parts.hostname}:{port}" if parts.hostname and port else None
+        return ()
+    return (f"{parts.hostname}:{port}",) if parts.hostname and port else ()
 
 
 def tokens(what: str, count: object) -> int:
@@ -185,6 +189,17 @@ def tokens(what: str, count: object) -> int:
     if type(whole) is not int or not 0 <= whole <= MOST_TOKENS:
         raise ValueError(f"{what}: expected an integer from 0 to {MOST_TOKENS}, found {shown(count)}")
     return whole
+
+
+def _is_public(address: str) -> bool:
+    """Tell whether an address may be an API's: of https, with a name that has a dot, or an IP of the internet."""
+    host, _, port = address.rpartition(":")
+    if port != _HTTPS:
+        return False
+    try:
+        return ip_address(host.strip("[]")).is_global
+    except ValueError:
+        return "." in host and not host.endswith(_INSIDE)
 
 
 def _iso(second: float) -> str:

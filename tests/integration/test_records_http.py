@@ -163,6 +163,15 @@ async def test_a_call_that_says_otherwise_than_before_is_named_and_the_others_ar
         assert await stage.results() == {"accepted": 8, "conflict": 1, "skipped": 4}
 
 
+async def test_a_retry_of_a_call_that_does_not_say_when_it_ended_counts_nothing(tmp_path: Path):
+    """It was taken for another call, since the second in which it came stood for its end."""
+    record = dict(litellm_records(NOW)[0], endTime=None)
+    async with taking(tmp_path) as stage:
+        await litellm(stage, [record])
+        stage.clock.advance(5)
+        assert (await litellm(stage, [record])).json == {"accepted": 0, "duplicates": 1, "skipped": 0}
+
+
 async def test_where_all_are_bad_litellm_is_told_so(tmp_path: Path):
     async with taking(tmp_path) as stage:
         reply = await litellm(stage, [{"status": "success"}, {}])

@@ -24,15 +24,19 @@ ENGINES = (
     Engine(name="blue", url="https://gateway/blue", models=("blue-model",)),
 )
 PRICES = (price("gpt", "openai"), price("claude", "azure_ai"), price("claude", "aws"), price("any", None))
-DIRECTORY = Directory(ENGINES, {"chat": {"seen"}}, configured(ApiPrices(models=PRICES)))
+PRICED = configured(ApiPrices(models=PRICES))
+DIRECTORY = Directory(ENGINES, {"chat": {"seen"}}, PRICED)
+
+
+def call(*models: str, provider: str | None = None, addresses: tuple[str, ...] = ()) -> Call:
+    return Call(
+        form="test", id="1", feature="f", team=None, models=models, providers=providers_of(provider),
+        addresses=addresses, input_tokens=1, cached_input_tokens=0, output_tokens=1, second=None,
+    )  # fmt: skip
 
 
 def found(*models: str, provider: str | None = None, address: str | None = None) -> Found:
-    call = Call(
-        form="test", id="1", feature="f", team=None, models=models, providers=providers_of(provider), address=address,
-        input_tokens=1, cached_input_tokens=0, output_tokens=1, second=None,
-    )  # fmt: skip
-    return DIRECTORY.find(call)
+    return DIRECTORY.find(call(*models, provider=provider, addresses=(address,) if address else ()))
 
 
 @pytest.mark.parametrize(
@@ -61,13 +65,35 @@ def test_an_engine_has_its_models_where_nothing_says_otherwise(provider: str | N
 
 @pytest.mark.parametrize(
     "said",
-    [{"provider": "together_ai"}, {"provider": "openai", "address": "openrouter.ai:443"}, {"provider": "nobody"}],
+    [
+        {"provider": "together_ai"},
+        {"provider": "openai", "address": "openrouter.ai:443"},
+        {"provider": "openai", "address": "104.18.6.192:443"},
+        {"provider": "openai", "address": "[2606:4700::6812:6c0]:443"},
+        {"provider": "nobody"},
+    ],
 )
 def test_what_somebody_elses_api_did_claims_no_engine(said: dict[str, str]):
     """A fallback to an API under the same name was booked as tokens of our engine, and its money vanished."""
     went = found("llama", **said)
     names = Names("f", went.model, engine=went.engine, provider=went.provider)
     assert DIRECTORY.resolve(names) == ("", "other", "", None)
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.7:443", "[fd00::7]:443", "fd00::7:443", "vllm:443", "vllm.llm.svc:443", "10.0.0.7:8000"]
+)
+def test_an_address_that_is_no_apis_is_an_engines_though_its_model_has_the_name_of_a_priced_one(address: str):
+    """An alias of a model that an API has was booked as spend on the API, though a private address was asked."""
+    alias = Directory((Engine(name="own", url="http://e:1", models=("gpt",)),), {}, PRICED)
+    assert alias.find(call("gpt", provider="openai", addresses=(address,))) == Found(None, None, "gpt")
+    for public in ((), ("api.openai.com:443",)):
+        assert alias.find(call("gpt", provider="openai", addresses=public)) == Found(None, "openai", "gpt")
+
+
+def test_of_the_likely_addresses_the_one_counts_that_an_engine_has():
+    """A span without a port was taken for one of https, and its engine on port 80 was not found."""
+    assert DIRECTORY.find(call("any", addresses=("chat.llm.svc:443", "chat.llm.svc:80"))).engine == "chat"
 
 
 def test_only_the_price_of_the_provider_that_was_asked_counts():

@@ -9,7 +9,7 @@ import pytest
 from exporter.config.model import LitellmUsage
 from exporter.core.litellm import call_of, records
 from exporter.core.refused import RefusedError
-from exporter.core.usage_records import Call, address_of, providers_of
+from exporter.core.usage_records import Call, addresses_of, providers_of
 from tests.captured import litellm_records
 
 AT = 1_795_665_942.5
@@ -51,13 +51,13 @@ def test_a_batch_of_a_real_one():
     assert [call.output_tokens for call in found] == [8, 4, 4, 20, 5, 5, 3, 3]
     assert [call.said_nano_usd for call in found] == [0, 0, 0, 13_500, 0, 0, 0, 0]
     of_api = found.pop(3)
-    assert (of_api.models, of_api.providers, of_api.address) == (
+    assert (of_api.models, of_api.providers, of_api.addresses) == (
         ("gpt-4o-mini", "openai/gpt-4o-mini"),
         ("openai",),
-        None,
+        (),
     )
     for call in found:
-        assert (call.models, call.address) == (("tiny", "hosted_vllm/tiny"), "127.0.0.1:8811")
+        assert (call.models, call.addresses) == (("tiny", "hosted_vllm/tiny"), ("127.0.0.1:8811",))
         assert len(call.id) <= 256
     assert len({call.id for call in found}) == len(found)
 
@@ -137,6 +137,11 @@ def test_the_first_place_that_names_a_feature_counts():
         ({"prompt_tokens": "10"}, "expected a record of LiteLLM, found Expected `int | float | null`, got `str`"),
         ({"model": None}, "expected a record of LiteLLM, found Expected `str`, got `null` - at `$.model`"),
         ({"metadata": []}, "expected a record of LiteLLM, found Expected `object | null`, got `array`"),
+        (
+            {"request_tags": {"feature": "x"}},
+            "expected a record of LiteLLM, found Expected `array | null`, got `object` - at `$.request_tags`",
+        ),
+        ({"request_tags": ["x" * 2**16]}, "request_tags: expected at most 65536 bytes, found 65540"),
     ],
 )
 def test_what_cannot_be_booked_is_told(said: dict[str, Any], why: str):
@@ -149,8 +154,19 @@ def test_a_figure_that_litellm_does_not_have_is_not_zero():
     debug = {"error_str": "no price"}
     assert called(record(response_cost=0.0, response_cost_failure_debug_info=debug)).said_nano_usd is None
     assert called(record(response_cost=None)).said_nano_usd is None
-    assert called(record(response_cost=0.0)).said_nano_usd == 0
+    nothing: tuple[Any, ...] = (None, {}, "")
+    for empty in nothing:
+        assert called(record(response_cost=0.0, response_cost_failure_debug_info=empty)).said_nano_usd == 0
     assert called(record(response_cost=-0.1)).said_nano_usd is called(record(response_cost=1e9)).said_nano_usd is None
+
+
+@pytest.mark.parametrize("part", ["requester_metadata", "spend_logs_metadata"])
+def test_metadata_are_read_where_they_are_asked_for(part: str):
+    """What nobody asks for may be of any size, and what is asked for may not: it would all be in memory at once."""
+    large = record(metadata={part: {"x": "x" * 2**16}})
+    assert called(large).feature == "litellm"
+    with pytest.raises(ValueError, match="metadata: expected at most 65536 bytes, found"):
+        read(large, LitellmUsage(feature=("metadata:x",)))
 
 
 def test_a_body_is_one_an_array_or_one_a_line():
@@ -179,7 +195,7 @@ def test_a_body_is_one_an_array_or_one_a_line():
     ],
 )
 def test_addresses(url: str | None, address: str | None):
-    assert address_of(url) == address
+    assert addresses_of(url) == ((address,) if address else ())
 
 
 def test_providers_are_named_as_they_are_written_and_as_the_price_list_does():
