@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,8 @@ PEERS = {
     ),
 }
 TOKEN = "the-token-of-both"
-LITELLM_PAGE = (HERE.parent.parent / "docs/litellm.md").read_text(encoding="utf-8")
+ROOT = HERE.parent.parent
+OURS, ITS_OWN = "# {} of the proxy", "# {} of the proxy with its own callback"  # as our documentation has them
 CONFIG = """\
 interval: 1s
 engines: [{{name: chat, url: "{url}", models: [tiny], gpus: 1}}]
@@ -130,14 +132,28 @@ def metering(vllm: Vllm, tmp_path: Path) -> Exporter:
     return Exporter(vllm.url, tmp_path, CONFIG.format(url=vllm.url, token=token))
 
 
-def proxy_config(line: Line, vllm: Vllm) -> dict[str, Any]:
+def written(page: str, title: str) -> str:
+    """A block of our documentation, as it stands there but for where the exporter and the token are."""
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    found = re.search(rf"```(?:yaml)?\n{re.escape(title)}\n(.+?)```", text, re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def environment(page: str, title: str, line: Line, folder: Path) -> dict[str, str]:
+    """An environment of our documentation, as `docker run --env-file` and systemd read it: all behind the = counts."""
+    block = written(page, title).replace("http://llm-cost-exporter:9409", f"http://127.0.0.1:{line.server_port}")
+    block = block.replace("/etc/llm-cost/token", str(folder / "token")).replace("TOKEN\n", f"{TOKEN}\n")
+    return dict(one.split("=", 1) for one in block.splitlines())
+
+
+def proxy_config(how: str, line: Line, vllm: Vllm) -> dict[str, Any]:
     """The config of our documentation, with models behind it."""
-    written = re.search(r"```yaml\n(# config.yaml of the proxy\n.+?)```", LITELLM_PAGE, re.DOTALL)
-    assert written
-    config: dict[str, Any] = yaml.safe_load(written[1])
-    settings = config["callback_settings"]["llm_cost"]
-    assert settings["endpoint"].endswith("/v1/usage/litellm")
-    settings["endpoint"] = f"http://127.0.0.1:{line.server_port}/v1/usage/litellm"
+    config: dict[str, Any] = yaml.safe_load(written("litellm", how.format("config.yaml")))
+    if how == ITS_OWN:
+        settings = config["callback_settings"]["llm_cost"]
+        assert settings["endpoint"].endswith("/v1/usage/litellm")
+        settings["endpoint"] = f"http://127.0.0.1:{line.server_port}/v1/usage/litellm"
     config["general_settings"]["custom_auth"] = "litellm_auth.user_api_key_auth"
     hosted = {"model": "hosted_vllm/tiny", "api_base": f"{vllm.url}/v1", "api_key": "none"}
     behind_an_api = {"model": "openai/gpt-4o-mini", "mock_response": "Hello there.", "api_key": "none"}
@@ -149,18 +165,16 @@ def proxy_config(line: Line, vllm: Vllm) -> dict[str, Any]:
 
 
 @contextmanager
-def litellm_proxy(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+def litellm_proxy(how: str, folder: Path, line: Line, vllm: Vllm) -> Iterator[str]:
+    config = proxy_config(how, line, vllm)
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    (folder / "litellm_auth.py").write_bytes((HERE / "peers/litellm_auth.py").read_bytes())
+    for file in (HERE / "peers/litellm_auth.py", ROOT / "deploy/litellm/llm_cost_callback.py"):
+        (folder / file.name).write_bytes(file.read_bytes())
     port = free_port()
     command = [binary("litellm", "litellm"), "--config", str(folder / "config.yaml"), "--host", "127.0.0.1"]
-    written = re.search(r"```\n# environment of the proxy\n(.+?)```", LITELLM_PAGE, re.DOTALL)
-    assert written
-    environment = dict(line.partition("#")[0].strip().split("=", 1) for line in written[1].splitlines())
-    environment = {name: value.strip('"').replace("TOKEN", TOKEN) for name, value in environment.items()}
-    environment |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+        for name, value in (environment("litellm", how.format("environment"), line, folder) | quiet).items():
             patch.setenv(name, value)
         url = f"http://127.0.0.1:{port}"
         log = folder / "litellm.log"
@@ -221,18 +235,22 @@ def accepted(exporter: Exporter, count: int) -> Page:
     return wait_for(f"{count} calls are booked", found, seconds=120)
 
 
+@pytest.mark.parametrize("how", [OURS, ITS_OWN])
 def test_every_call_of_a_real_litellm_is_booked_once(
-    vllm: Vllm, metering: Exporter, tmp_path: Path, measured: Callable[..., None]
+    how: str, vllm: Vllm, metering: Exporter, tmp_path: Path, measured: Callable[..., None]
 ) -> None:
+    """Retries included; with our callback also while nobody takes records, and no client waits for that."""
     before = vllm.idle_page()
-    with metering, line_to(metering) as line, litellm_proxy(tmp_path, proxy_config(line, vllm)) as proxy:
+    with metering, line_to(metering) as line, litellm_proxy(how, tmp_path, line, vllm) as proxy:
         with ThreadPoolExecutor(4) as clients:
             statuses = list(clients.map(lambda number: call(proxy, number), range(60)))
-        accepted(metering, 50)
-        metering.__exit__()
-        with ThreadPoolExecutor(4) as clients:  # nobody takes records now
+        page = accepted(metering, 50)
+        if how == OURS:
+            metering.__exit__()
+        with ThreadPoolExecutor(4) as clients:
             statuses += clients.map(lambda number: call(proxy, number), range(60, 120))
-        metering.__enter__()
+        if how == OURS:
+            metering.__enter__()
         page = accepted(metering, 100)
         wait_for("an answer was lost, and came again", lambda: events(metering.page(), "duplicate") or None)
         page = metering.page()
@@ -256,19 +274,28 @@ def test_every_call_of_a_real_litellm_is_booked_once(
     assert page.total("llmcost_gateway_spend_usd_total") == page.total("llmcost_gateway_booked_spend_usd_total") > 0
 
 
-def test_every_call_of_a_real_sdk_is_booked_once(vllm: Vllm, metering: Exporter, measured: Callable[..., None]) -> None:
+def test_clients_with_a_limit_wait_for_no_exporter(vllm: Vllm, metering: Exporter, tmp_path: Path) -> None:
+    """LiteLLM gives a slot of `max_parallel_requests` back behind its callbacks: tries of a post hold it."""
+    vllm.idle_page()
+    with line_to(metering) as line, litellm_proxy(OURS, tmp_path, line, vllm) as proxy:
+        body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        statuses = []
+        for _ in range(12):
+            statuses.append(ask(proxy, "/v1/chat/completions", "two-at-once", body))
+            time.sleep(0.2)  # in which LiteLLM itself gives it back
+        assert statuses == [200] * 12
+        with metering:
+            accepted(metering, 12)
+
+
+def test_every_call_of_a_real_sdk_is_booked_once(
+    vllm: Vllm, metering: Exporter, tmp_path: Path, measured: Callable[..., None]
+) -> None:
     before = vllm.idle_page()
     with metering, line_to(metering) as line:
-        environment = {
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{line.server_port}/v1/traces",
-            "OTEL_EXPORTER_OTLP_TRACES_HEADERS": f"Authorization=Bearer%20{TOKEN}",
-            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION": "gzip",
-            "OTEL_TRACES_SAMPLER": "always_on",
-        }
+        told = environment("opentelemetry", "# environment of the application", line, tmp_path)
         app = [binary("opentelemetry", "python"), str(HERE / "peers/traced_app.py"), vllm.url, "40"]
-        done = subprocess.run(
-            app, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = subprocess.run(app, env={**os.environ, **told}, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         billed = json.loads(done.stdout)
         page = accepted(metering, billed["calls"])

@@ -1,0 +1,132 @@
+"""Tells llm-cost-exporter what calls used: a callback of a LiteLLM proxy, to lie beside its config.yaml.
+
+`LLM_COST_URL` says where to, `LLM_COST_TOKEN_FILE` which token. Nothing of prompts, answers and keys is posted.
+
+Records wait here until the exporter has them, and nothing waits for them. With LiteLLM's own `generic_api` (1.86.0)
+either the callbacks behind it wait while a post is tried again, or those records are lost that come meanwhile. What
+waits when the proxy itself ends is lost.
+"""
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.litellm_core_utils.safe_json_dumps import safe_dumps
+
+log = logging.getLogger("llm_cost")
+
+# What the exporter reads of a record, and of its metadata.
+OF_A_CALL: Final = (
+    "status", "model", "call_type", "id", "litellm_call_id", "custom_llm_provider", "model_group", "api_base",
+    "cache_hit", "prompt_tokens", "completion_tokens", "response_cost", "response_cost_failure_debug_info", "endTime",
+    "end_user", "request_tags",
+)  # fmt: skip
+OF_ITS_METADATA: Final = (
+    "user_api_key_alias", "user_api_key_team_alias", "user_api_key_team_id", "user_api_key_user_id",
+    "requester_metadata", "spend_logs_metadata", "usage_object",
+)  # fmt: skip
+_MOST_WAITING_BYTES: Final = 64 * 2**20  # some 50 000 records
+_MOST_POSTED_BYTES: Final = 2**20
+_GATHERING_SECONDS: Final = 0.1
+_PAUSE_SECONDS: Final = 1.0  # before a post is tried again; then twice as long each time
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=30)
+_REFUSED: Final = (400, 413, 429)  # what is said again is refused again; 429 is the end of the day
+
+
+class Records(CustomLogger):  # type: ignore[misc]
+    """Records that wait, and one task that posts them in their order."""
+
+    def __init__(self, url: str, token_file: str | None) -> None:
+        super().__init__()
+        self._url, self._token_file = url, token_file
+        self._waiting: deque[bytes] = deque()
+        self._size = self._lost = 0
+        self._posting: asyncio.Task[None] | None = None
+
+    async def async_log_success_event(self, kwargs: Mapping[str, Any], **_: object) -> None:
+        """Take a record; LiteLLM calls this for each call that was answered."""
+        record = kwargs.get("standard_logging_object")
+        if not record:
+            return
+        line = _line(record)
+        if self._size + len(line) > _MOST_WAITING_BYTES:
+            self._lost += 1  # which is said with the next post
+            return
+        self._waiting.append(line)
+        self._size += len(line)
+        if self._posting is None or self._posting.done():
+            self._posting = asyncio.create_task(self._post_all())
+
+    async def _post_all(self) -> None:
+        pause = _PAUSE_SECONDS
+        while self._waiting:
+            await asyncio.sleep(_GATHERING_SECONDS)
+            if await self._post():
+                pause = _PAUSE_SECONDS
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _post(self) -> bool:
+        """Post what waits longest; return whether it need not be posted again."""
+        batch = self._batch()
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+                session.post(
+                    self._url, data=b"\n".join(batch), headers=self._headers(), allow_redirects=False
+                ) as reply,
+            ):
+                status, said = reply.status, (await reply.text())[:500]
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            status, said = 0, str(error) or type(error).__name__
+        if status not in (200, 202, *_REFUSED):
+            log.warning(
+                "%d records wait, %d are lost so far: %s %s", len(self._waiting), self._lost, status or "", said
+            )
+            return False
+        if status in _REFUSED:
+            self._lost += len(batch)
+            log.error("%d records are lost, %d so far: %s %s", len(batch), self._lost, status, said)
+        for line in batch:
+            self._waiting.popleft()
+            self._size -= len(line)
+        return True
+
+    def _batch(self) -> list[bytes]:
+        batch: list[bytes] = []
+        size = 0
+        for line in self._waiting:
+            size += len(line)
+            if batch and size > _MOST_POSTED_BYTES:
+                break
+            batch.append(line)
+        return batch
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/x-ndjson"}
+        if self._token_file:
+            token = Path(self._token_file).read_text(encoding="utf-8").strip()
+            headers["Authorization"] = f"Bearer {token}"
+        return headers
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    said = {key: record.get(key) for key in OF_A_CALL}
+    metadata = record.get("metadata") or {}
+    said["metadata"] = {key: metadata.get(key) for key in OF_ITS_METADATA}
+    line: str = safe_dumps(said)
+    return line.encode()
+
+
+records = Records(
+    os.environ.get("LLM_COST_URL", "http://llm-cost-exporter:9409/v1/usage/litellm"),
+    os.environ.get("LLM_COST_TOKEN_FILE"),
+)
