@@ -22,7 +22,7 @@ COMPOSE = ROOT / "deploy/compose"
 SCHEMAS = ROOT / "tests/fixtures/schemas"
 BASE_CONFIG = DEPLOY / "base/config.yml"
 OURS = {**json.loads((SCHEMAS / "keda.json").read_text()), **json.loads((SCHEMAS / "monitoring.json").read_text())}
-FOLDERS = ("base", "dra", "dcgm", "monitoring", "keda")
+FOLDERS = ("base", "dra", "dcgm", "lone", "monitoring", "keda")
 NAMESPACE = "--namespace=llm"
 RENDERED = {
     "base/sidecar.yaml": ("sidecar-patch", NAMESPACE),
@@ -135,13 +135,13 @@ def test_kubectl_can_apply_every_object(documents_of: Callable[[], list[dict[str
 
 
 def test_the_folders_are_one_namespace_and_mount_the_config_of_their_engine():
-    for folder in ("base", "dra", "dcgm", "keda"):
+    for folder in ("base", "dra", "dcgm", "lone", "keda"):
         for document in kustomize(folder):
             named = (
                 document["metadata"]["name"] if document["kind"] == "Namespace" else document["metadata"]["namespace"]
             )
             assert named == "llm", document
-    for folder in ("base", "dra", "dcgm"):
+    for folder in ("base", "dra", "dcgm", "lone"):
         built = kustomize(folder)
         (config,) = [document for document in built if document["kind"] == "ConfigMap"]
         assert config["metadata"]["name"] in str(pod_of(built)["volumes"])
@@ -179,10 +179,35 @@ def test_the_pod_has_the_sidecar_no_account_and_both_see_one_gpu():
     assert container(pod_of(kustomize("base")), "vllm")["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
+def test_what_gateways_post_to_is_there_by_the_name_that_the_docs_have():
+    built = kustomize("lone")
+    (service,) = [document for document in built if document["kind"] == "Service"]
+    (policy,) = [document for document in built if document["kind"] == "NetworkPolicy"]
+    (claim,) = [document for document in built if document["kind"] == "PersistentVolumeClaim"]
+    (deployment,) = [document for document in built if document["kind"] == "Deployment"]
+    pod = pod_of(built)
+    ours = container(pod, "llm-cost-exporter")
+    address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}/v1/"
+    for page, path in (("litellm", "usage/litellm"), ("opentelemetry", "traces")):
+        assert f"{address}{path}" in (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
+    mounts = {mount["mountPath"]: mount["name"] for mount in ours["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    (path,) = [argument.split("=")[1] for argument in ours["args"] if argument.startswith("--storage.path=")]
+    ledger = volumes[mounts[path]]["persistentVolumeClaim"]
+    assert ledger["claimName"] == claim["metadata"]["name"], "what is spent outlives the pod"
+    (token,) = load(DEPLOY / "lone/config.yml").usage.tokens
+    assert token.file.rpartition("/")[0] in mounts
+    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]["type"]) == (1, "Recreate")
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert ours["securityContext"]["readOnlyRootFilesystem"]
+
+
 def test_the_config_of_each_variant_is_fine():
-    paths = [BASE_CONFIG, DEPLOY / "dcgm/config.yml", COMPOSE / "exporter.yml"]
+    paths = [BASE_CONFIG, DEPLOY / "dcgm/config.yml", DEPLOY / "lone/config.yml", COMPOSE / "exporter.yml"]
     engines = [load(path).engines for path in paths]
-    assert [[engine.name for engine in each] for each in engines] == [["chat-8b"]] * 3
+    assert [[engine.name for engine in each] for each in engines] == [["chat-8b"]] * 4
 
 
 def test_an_engine_in_compose_can_compute_and_we_only_look():
