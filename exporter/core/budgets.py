@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
 from math import ceil
-from typing import Final, NamedTuple
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from exporter.clock import Instant
@@ -105,14 +105,6 @@ class PeriodView:
     max_affordable_replicas: Mapping[str, int] = field(default_factory=dict)
 
 
-class Reached(NamedTuple):
-    """A mark that spending has come to: a warning ratio of a period's limit, or the limit itself (`over`, 1)."""
-
-    period: str
-    state: State
-    ratio: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetView:
     """A budget now: its config, and its periods with a limit, the day first."""
@@ -126,15 +118,6 @@ class BudgetView:
     def state(self) -> State:
         """The more serious state of its periods."""
         return max((view.state for view in self.periods.values()), key=list(State).index)
-
-    @property
-    def reached(self) -> list[Reached]:
-        """All marks that spending has come to, of both periods at once."""
-        marks = []
-        for name, view in self.periods.items():
-            marks += [Reached(name, State.WARN, ratio) for ratio in view.warned]
-            marks += [Reached(name, State.OVER, 1.0)] if view.state is State.OVER else []
-        return marks
 
 
 class BudgetMeter:

@@ -82,12 +82,6 @@ class Advice:
     advice: str
 
 
-def paid_seconds(gaps: Sequence[Fraction], cooldown: Fraction, cold_start: Fraction) -> Fraction:
-    """Return the seconds paid for without work: Σ min(gap, cooldown) + cold start × gaps longer than the cooldown."""
-    starts = sum(gap > cooldown for gap in gaps)
-    return sum((min(gap, cooldown) for gap in gaps), Fraction(0)) + starts * cold_start
-
-
 def best_cooldown(gaps: Sequence[Fraction], cold_start: Fraction) -> Fraction:
     """Return the cooldown for which the fewest seconds are paid; the shortest of several.
 

@@ -21,7 +21,6 @@ from exporter.core.budgets import (
     BudgetView,
     EngineCost,
     PeriodView,
-    Reached,
     State,
     burn_rate,
     forecast,
@@ -135,11 +134,7 @@ def spent(
 
 def test_warning_at_80_percent_and_hard_cap_at_100_percent_daily_and_monthly_both_at_once():
     view = spent(budget("25", "600"), "2026-11-23T12:00", ("580", "2026-11-22T12:00"), ("20", "2026-11-23T10:00"))
-    assert view.reached == [
-        Reached("day", State.WARN, 0.8),
-        Reached("month", State.WARN, 0.8),
-        Reached("month", State.OVER, 1.0),
-    ]
+    assert (view.periods["day"].warned, view.periods["month"].warned) == ((0.8,), (0.8,))
     assert (view.periods["day"].state, view.periods["month"].state, view.state) == (State.WARN, State.OVER, State.OVER)
     assert (view.periods["day"].capped, view.periods["month"].capped) == (False, True)
 
@@ -175,7 +170,7 @@ def test_alert_dedupe_has_a_mark_for_each_budget_period_and_ratio():
     view = spent(budget("10", None, warn=("0.95", "0.5", "0.8", "0.8")), "2026-11-23T12:00", ("9", "2026-11-23"))
     assert view.state is State.WARN
     assert view.warn_ratios == (0.5, 0.8, 0.95)
-    assert view.reached == [Reached("day", State.WARN, 0.5), Reached("day", State.WARN, 0.8)]
+    assert view.periods["day"].warned == (0.5, 0.8)
 
 
 def test_another_config_of_the_same_match_goes_on_where_it_was():
@@ -188,7 +183,8 @@ def test_another_config_of_the_same_match_goes_on_where_it_was():
 
 def test_one_warn_ratio_may_stand_alone():
     of = Budget(name="b", daily_usd=Decimal(10), warn_ratio=Decimal("0.5"))
-    assert spent(of, "2026-11-23T12:00", ("5", "2026-11-23")).reached == [Reached("day", State.WARN, 0.5)]
+    day = spent(of, "2026-11-23T12:00", ("5", "2026-11-23")).periods["day"]
+    assert (day.state, day.warned) == (State.WARN, (0.5,))
 
 
 @pytest.mark.parametrize(("mode", "capped"), [(CapMode.OFF, False), (CapMode.SHADOW, False), (CapMode.ENFORCE, True)])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.config.model import Engine, Workload
-from exporter.core.scale_to_zero import Advice, Idleness, advice, at_zero, best_cooldown, paid_seconds
+from exporter.core.scale_to_zero import Advice, Idleness, advice, at_zero, best_cooldown
 
 HOUR, MINUTE = Fraction(3600), Fraction(60)
 COLD_START = 4 * MINUTE
@@ -46,6 +46,12 @@ def test_gaps_that_end_just_after_a_cold_start_are_waited_out():
 
 GAPS = st.lists(st.integers(1, 20_000).map(Fraction), max_size=20)
 STARTS = st.integers(1, 2000).map(Fraction)
+
+
+def paid_seconds(gaps: list[Fraction], cooldown: Fraction, cold_start: Fraction) -> Fraction:
+    """Seconds paid for without work: Σ min(gap, cooldown) + cold start × gaps longer than the cooldown."""
+    starts = sum(gap > cooldown for gap in gaps)
+    return sum((min(gap, cooldown) for gap in gaps), Fraction(0)) + starts * cold_start
 
 
 @given(GAPS, STARTS, st.integers(0, 20_000).map(Fraction))
