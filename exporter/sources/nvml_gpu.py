@@ -14,7 +14,7 @@ from exporter.clock import NANOSECONDS, Clock
 from exporter.core.gpu_readings import Gauges, GpuReading, Measure, MigReading, Total, Totals
 from exporter.sources.nvml import DRIVER_GONE, GPU_GONE, UNSUPPORTED, Handle, NvmlError, call, text
 from exporter.sources.nvml_fields import FIELDS, GPM_SHARES, Field, Number
-from exporter.sources.nvml_parts import Instances, gpm, xid_events
+from exporter.sources.nvml_parts import Gpm, Instances, gpm, xid_events
 
 POLL_SECONDS: Final = 1.0
 FRESH_NS: Final = 15 * NANOSECONDS  # what was said longer ago is not said any more
@@ -92,7 +92,7 @@ class GpuPoller:
         self._handle: Handle = None
         self._questions = (
             *FIELDS,
-            Field("gpm", 10, (*GPM_SHARES.values(), Measure.PCIE_RATE, Measure.NVLINK_RATE), self._active),
+            Field("gpm", 10, (*GPM_SHARES.values(), Measure.PCIE_RATE, Measure.NVLINK_RATE, Total.PCIE), self._active),
             Field("xids", 1, (Total.XID,), self._xids),
             Field("mig", 10, (), self._mig),
         )
@@ -268,12 +268,17 @@ class GpuPoller:
         self._parts[name] = part
         return part
 
-    def _active(self, handle: Handle) -> list[Number]:
+    def _active(self, handle: Handle) -> Iterator[Number]:
+        """Read the performance monitor, and add up what its means say of bytes."""
+
         def take(sample: Handle) -> None:
             call("nvmlGpmSampleGet", handle, sample)
 
-        found: list[Number] = self._part("gpm", lambda: gpm(handle, take, self._clock)).read()
-        return found
+        monitor: Gpm = self._part("gpm", lambda: gpm(handle, take, self._clock))
+        for measure, label, value in monitor.read():
+            yield measure, label, value
+            if measure is Measure.PCIE_RATE:
+                yield Total.PCIE, label, self._totals.get((Total.PCIE, label), 0) + value * monitor.seconds
 
     def _count_xids(self) -> None:
         for xid in self._parts["xids"].drain():

@@ -26,6 +26,7 @@ class Gpm:
         self._take, self._clock = take, clock
         self._new, self._old = call("nvmlGpmSampleAlloc"), call("nvmlGpmSampleAlloc")
         self._taken: int | None = None
+        self.seconds = 0.0  # between the samples of which the means are
 
     def read(self) -> list[Number]:
         """Take a sample; returns the means since the one before, nothing where that is too young or too old."""
@@ -35,6 +36,7 @@ class Gpm:
         self._taken = self._clock.now().monotonic
         if before is None or not _SHORTEST_NS <= self._taken - before <= _LONGEST_NS:
             return []
+        self.seconds = (self._taken - before) / NANOSECONDS
         results = gpm_metrics(self._old, self._new, GPM_IDS)
         return list(_gpm_numbers({identifier: value for identifier, result, value in results if result == 0}))
 

@@ -214,8 +214,8 @@ class Exporter:
 
         def fresh() -> Page | None:
             page = self.page()
-            read = page.value("llmcost_source_last_success_timestamp_seconds") or 0.0
-            took = page.value("llmcost_source_read_seconds") or 0.0
+            read = page.value("llmcost_source_last_success_timestamp_seconds", source="engine") or 0.0
+            took = page.value("llmcost_source_read_seconds", source="engine") or 0.0
             return page if read - took > now else None
 
         return wait_for("the exporter has read the engine", fresh)

@@ -161,7 +161,7 @@ def test_killed_and_started_again(vllm: Vllm, exporter: Exporter, measured: Meas
         vllm.idle_page()
         between = exporter.fresh_page()
         vllm.kill()
-        wait_for("the exporter sees it", lambda: exporter.page().value("llmcost_source_up") == 0)
+        wait_for("the exporter sees it", lambda: exporter.page().value("llmcost_source_up", source="engine") == 0)
         time.sleep(5)
         start_seconds = vllm.start()
         up_again = exporter.fresh_page()
@@ -175,7 +175,7 @@ def test_killed_and_started_again(vllm: Vllm, exporter: Exporter, measured: Meas
     }
     booked = (nano_usd(snapshot_2) - nano_usd(snapshot)) / 1e9
     between_beats = snapshot_2["at"] - snapshot["at"]
-    ups = [page.value("llmcost_source_up") for page in poll.pages]
+    ups = [page.value("llmcost_source_up", source="engine") for page in poll.pages]
     changes = [up for index, up in enumerate(ups) if index == 0 or up != ups[index - 1]]
     errors = {
         dict(labels)["reason"]: count
@@ -227,7 +227,7 @@ def test_started_before_the_engine(vllm: Vllm, tmp_path: Path, measured: Measure
     vllm.kill()
     with Exporter(vllm.url, tmp_path) as exporter, Poll(exporter) as poll:
         began = time.monotonic()
-        wait_for("the first failed read", lambda: exporter.page().values("llmcost_source_up") == [0])
+        wait_for("the first failed read", lambda: exporter.page().values("llmcost_source_up", source="engine") == [0])
         start_seconds = vllm.start()
         exporter.fresh_page()
         loading_seconds = time.monotonic() - began
