@@ -213,6 +213,8 @@ def expect_one_engine(found: Sources) -> None:
 
 
 def _ask_for_engine(names: Sequence[str]) -> NoReturn:
+    if not names:
+        raise UnusableError("--config.file: expected a config with an engine, found none")
     raise UnusableError(f"expected --engine, one of {', '.join(names)}, found several engines and none named")
 
 

@@ -69,9 +69,18 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
         yield "budgets", "expected none in a sidecar (the hub holds the budgets), found some"
 
 
+def _addresses(config: Config) -> Iterator[tuple[str, str]]:
+    for index, engine in enumerate(config.engines):
+        for number, text in enumerate(engine.addresses):
+            host, _, port = text.rpartition(":")
+            if not host or "/" in host or not port.isdecimal():
+                yield f"engines[{index}].addresses[{number}]", f"expected HOST:PORT, found {text!r}"
+
+
 def _engines(config: Config) -> Iterator[tuple[str, str]]:
-    if not config.engines:
-        yield "engines", "expected at least one engine, found an empty list"
+    if not config.engines and not config.usage.tokens:
+        yield "engines", "expected at least one engine, or usage.tokens for the spend of APIs alone, found neither"
+    yield from _addresses(config)
     yield from _unique("engines", "name", [engine.name for engine in config.engines])
     if len(config.engines) > 1:
         for index, engine in enumerate(config.engines):

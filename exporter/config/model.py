@@ -335,7 +335,7 @@ class Limits(Section, frozen=True, kw_only=True):
     name_length: WholePositive = 128
     body_bytes: Size = 2**20
     batch_bytes: Size = 2**23  # of LiteLLM's records, which may come with prompts in them, or after a while all at once
-    trace_bytes: Size = 2**22  # of spans: a hostile body takes a hundred times that
+    trace_bytes: Size = 2**22  # of spans: a hostile body takes twenty times that
     events_per_day: WholePositive = 8_000_000  # two such days leave the ledger room for money
 
 

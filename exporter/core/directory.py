@@ -1,7 +1,6 @@
 """Who has which model: what did the work of an event, or of a call that somebody else recorded."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import product
 from typing import Final, NamedTuple
 
 from exporter.config.model import Engine
@@ -9,7 +8,7 @@ from exporter.core.api_prices import ApiPrice
 from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
 from exporter.core.refused import RefusedError, shown
 from exporter.core.usage_body import OTHER, Names
-from exporter.core.usage_records import Call, Found, addresses_of
+from exporter.core.usage_records import Call, Found, address, addresses_of
 
 _NO_NAMES: Final = frozenset({SEVERAL_MODELS, UNKNOWN_MODEL})  # that stand where a page names no one model
 _NOBODY: Final = "unknown"  # the provider of what neither an engine nor a known API did
@@ -51,8 +50,9 @@ class Directory:
                 self._by_model.setdefault(model, []).append(engine)
         self._at: dict[str, list[str]] = {}
         for engine in engines:
-            for address in dict.fromkeys((*addresses_of(engine.url), *map(str.lower, engine.addresses))):
-                self._at.setdefault(address, []).append(engine.name)
+            others = (address(*other.rsplit(":", 1)) for other in engine.addresses)
+            for asked in dict.fromkeys((*addresses_of(engine.url), *others)):
+                self._at.setdefault(asked, []).append(engine.name)
         self._prices = prices
         self._prices_of: dict[str, list[ApiPrice]] = {}
         for (_, model), price in prices.items():
@@ -78,11 +78,16 @@ class Directory:
         engine = self._asked(call)
         if engine is not None:
             return Found(engine, None, call.models[0])
-        priced = next((pair for pair in product(call.providers, call.models) if pair in self._prices), None)
+        for model in call.models:
+            if call.is_of_an_engine and model in self._by_model:
+                return Found(None, None, model)
+            provider = next((name for name in call.providers if (name, model) in self._prices), None)
+            if provider is not None:
+                return Found(None, provider, model)
         served = next((model for model in call.models if model in self._by_model), None)
-        if served is not None and call.may_be_of_an_engine and (call.addresses or priced is None):
+        if served is not None and call.may_be_of_an_engine:
             return Found(None, None, served)
-        return self._of_an_api(call) if priced is None else Found(None, *priced)
+        return self._of_an_api(call)
 
     def _of_an_api(self, call: Call) -> Found:
         """Return the provider and the model of a call that no engine of ours did."""
@@ -95,7 +100,7 @@ class Directory:
 
     def _asked(self, call: Call) -> str | None:
         """Return the engine at the address that was asked; of several there the one that has the model."""
-        names = next((self._at[address] for address in call.addresses if address in self._at), [])
+        names = next((self._at[asked] for asked in call.addresses if asked in self._at), [])
         if len(names) == 1:
             return names[0]
         having = {engine.name for model in call.models for engine in self._by_model.get(model, ())}

@@ -4,8 +4,10 @@ A record is one `StandardLoggingPayload`. Answers from LiteLLM's own cache used 
 before there was an answer. Whoever reads what is stored (a response, a list) is told its usage once more: it is none.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -13,7 +15,7 @@ import msgspec
 from exporter.config.model import LitellmUsage
 from exporter.core.money import NANO
 from exporter.core.pieces import Pieces
-from exporter.core.refused import shown
+from exporter.core.refused import RefusedError, shown
 from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, Call, addresses_of, expect_few, providers_of, tokens
 
 _LONGEST_ANSWER_ID: Final = 200
@@ -34,6 +36,7 @@ _NAMES: Final = {
 }
 _MOST_USD: Final = 10**6  # of one call
 _LONGEST_PART: Final = 2**16  # bytes of a record's tags, and of its metadata
+_LONGEST_MENDED: Final = 2**20  # bytes of a record
 _NOTHING: Final = msgspec.Raw(b"null")
 _NO_REASON: Final = (b"null", b"{}", b'""')
 
@@ -94,9 +97,26 @@ def records(content: bytes) -> Iterable[tuple[int, bytes | msgspec.Raw]]:
     content = content.strip()
     if content[:1] == b"[":
         expect_few("commas", content.count(b","), MOST_COMMAS)
-    pieces = Pieces(content)
+    pieces = _divided(content)
     expect_few("records", pieces.count, MOST_RECORDS)
     return ((number, piece) for number, piece in pieces if piece is not None)
+
+
+def _divided(content: bytes) -> Pieces:
+    try:
+        return Pieces(content)
+    except RefusedError as error:
+        with suppress(ValueError, RecursionError):
+            return Pieces(_mended(content))
+        raise error from None
+
+
+def _mended(content: bytes) -> bytes:
+    """Return as JSON what Python takes for it, with NaN as null and half a character as a question mark.
+
+    LiteLLM writes such things where a caller did: that must take no call off the books, its own or others'.
+    """
+    return json.dumps(json.loads(content, parse_constant=lambda _: None), ensure_ascii=False).encode(errors="replace")
 
 
 def call_of(piece: bytes | msgspec.Raw, places: LitellmUsage) -> Call | None:
@@ -150,6 +170,9 @@ def _decoded(piece: bytes | msgspec.Raw) -> Record:
     try:
         return _DECODER.decode(piece)
     except (ValueError, RecursionError) as error:
+        if len(piece) <= _LONGEST_MENDED and not isinstance(error, msgspec.ValidationError):
+            with suppress(ValueError, RecursionError):
+                return _DECODER.decode(_mended(bytes(piece)))
         raise ValueError(f"expected a record of LiteLLM, found {error}") from None
 
 
@@ -187,7 +210,7 @@ def _first(record: Record, places: Iterable[str]) -> str | None:
 def _at(record: Record, place: str) -> str | None:
     kind, _, rest = place.partition(":")
     if kind == "tag":
-        said = (tag for tag in _part("request_tags", record.request_tags, _TAGS) or () if isinstance(tag, str))
+        said = (tag for tag in _part(record.request_tags, _TAGS) or () if isinstance(tag, str))
         tags = (tag for tag in said if tag.startswith(rest) and not tag.startswith(_ITS_OWN_TAGS))
         return next((tag.removeprefix(rest) for tag in tags), None)
     if kind == "metadata":
@@ -201,16 +224,16 @@ def _of_metadata(record: Record, key: str) -> Iterator[str]:
     """Yield what the caller's metadata have under a key."""
     metadata = record.metadata
     for said in (metadata.requester_metadata, metadata.spend_logs_metadata) if metadata else ():
-        value = (_part("metadata", said, _METADATA) or {}).get(key)
+        value = (_part(said, _METADATA) or {}).get(key)
         if isinstance(value, str) and value:
             yield value
 
 
-def _part(what: str, raw: msgspec.Raw, decoder: msgspec.json.Decoder[Part]) -> Part:
-    """Return a part of a record that may be of any size; raises ValueError where it is too large or another thing."""
+def _part(raw: msgspec.Raw, decoder: msgspec.json.Decoder[Part]) -> Part | None:
+    """Return what a caller wrote; None where it is too much or another thing, since who pays does not depend on it."""
     if len(raw) > _LONGEST_PART:
-        raise ValueError(f"{what}: expected at most {_LONGEST_PART} bytes, found {len(raw)}")
+        return None
     try:
         return decoder.decode(raw)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected a record of LiteLLM, found {error} - at `$.{what}`") from None
+    except (ValueError, RecursionError):
+        return None

@@ -18,6 +18,7 @@ JSON: Final = "application/json"
 PROTOBUF: Final = "application/x-protobuf"
 _SERVER: Final = "SPAN_KIND_SERVER"
 _MOST_ATTRIBUTES: Final = 1000
+_MOST_RESOURCES: Final = 100
 # What is read of opentelemetry/proto/trace/v1/trace.proto. Parts leaves as they are the messages in its fields 1 and 2:
 # a request's, a resource's and a scope's.
 _LAYOUT: Final = """
@@ -156,7 +157,7 @@ def spans_of_protobuf(content: bytes, read: Collection[str]) -> list[Span]:
         raise MissingExtraError from None
     try:
         return _few(_of_protobuf(content, read))
-    except DecodeError:
+    except (DecodeError, UnicodeDecodeError, RecursionError):  # protobuf without its C library raises all three
         raise RefusedError("expected an ExportTraceServiceRequest in protobuf, found something else") from None
 
 
@@ -164,12 +165,14 @@ def _of_protobuf(content: bytes, read: Collection[str]) -> Iterator[Span]:
     """Yield spans, parsed level by level: what is small and many takes a hundred times its size, parsed at once."""
     parts, message = _messages()["Parts"], _messages()["Span"]
     groups = parts.FromString(content).first
-    expect_few("groups of spans", len(groups), MOST_RECORDS)
+    count = len(groups)
+    expect_few("groups of spans", count, MOST_RECORDS)
     for group in map(parts.FromString, groups):
-        expect_few("groups of spans", len(group.second), MOST_RECORDS)
-        resource = _fields(parts.FromString(b"".join(group.first)).first, read)
+        count += len(group.second)
+        expect_few("groups of spans", count, MOST_RECORDS)
+        expect_few("resources of a group", len(group.first), _MOST_RESOURCES)
+        resource = _fields(parts.FromString(b"".join(group.first)).first, read)  # protobuf reads several as one
         for scope in map(parts.FromString, group.second):
-            expect_few("spans", len(scope.second), MOST_RECORDS)
             for span in map(message.FromString, scope.second):
                 yield Span(
                     id=span.id.hex(),

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from exporter.config.model import TracesUsage
 from exporter.core.money import NANO
 from exporter.core.refused import shown
-from exporter.core.usage_records import Call, providers_of, tokens
+from exporter.core.usage_records import Call, address, providers_of, tokens
 
 SERVER: Final = 2  # the kind of span
 _EMBEDDINGS: Final = "embeddings"
@@ -49,7 +49,7 @@ def wanted(spans: Sequence[Span]) -> Iterator[tuple[int, Span | None]]:
     A span around another one of the same operation that says what was used is the same call, seen from further away:
     it is None. Where a tool or an agent is between the two, the inner one is a call of its own.
     """
-    by_id = {span.id: span for span in spans}
+    by_id = {span.id: span for span in spans if span.id.strip("0")}
     found = [(number, span) for number, span in enumerate(spans, 1) if _is_inference(span)]
     outer = {above for _, span in found if _has_usage(span) for above in _seen_from_further(span, by_id)}
     return ((number, None if span.id in outer else span) for number, span in found)
@@ -141,4 +141,4 @@ def _addresses(span: Span) -> tuple[str, ...]:
     host, port = _text(span.attributes.get(_ADDRESS)), span.attributes.get(_PORT)
     if isinstance(port, float) and port.is_integer():
         port = int(port)
-    return tuple(f"{host}:{one}".lower() for one in (_LEFT_OUT if port is None else (port,))) if host else ()
+    return tuple(address(host, one) for one in (_LEFT_OUT if port is None else (port,))) if host else ()

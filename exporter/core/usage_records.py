@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from time import perf_counter
 from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,8 +17,9 @@ from exporter.core.usage_body import MOST_TOKENS, SLICE, Checker, Event, Refusal
 Item = TypeVar("Item")
 
 _PORTS: Final = {"http": 80, "https": 443}
-_HTTPS: Final = "443"
+_HTTPS: Final = ":443"
 _INSIDE: Final = (".svc", ".local", ".internal", ".lan", ".localhost", ".home.arpa")  # names that no API has
+_SLICE_SECONDS: Final = 0.01
 MOST_RECORDS: Final = 10_000  # of one body
 MOST_COMMAS: Final = 500_000  # of one body in JSON: values that would all be in memory at once
 # Providers as LiteLLM and OpenTelemetry write them, and as the price list does; the rest is written alike.
@@ -82,8 +84,14 @@ class Call:
 
     @property
     def may_be_of_an_engine(self) -> bool:
-        """Whether nothing says that somebody else's API was asked."""
-        return not any(map(_is_public, self.addresses)) and _OWN.issuperset(self.providers[:1])
+        """Whether nothing says that somebody else's API was asked: at https of the internet, or by its own protocol."""
+        is_of_an_api = any(_is_public(address) and address.endswith(_HTTPS) for address in self.addresses)
+        return not is_of_an_api and _OWN.issuperset(self.providers[:1])
+
+    @property
+    def is_of_an_engine(self) -> bool:
+        """Whether it may be one's, and was asked at an address that no API has."""
+        return self.may_be_of_an_engine and bool(self.addresses) and not any(map(_is_public, self.addresses))
 
 
 class Found(NamedTuple):
@@ -124,8 +132,9 @@ class Records(Generic[Item]):
         return f"record {number}"
 
     def slices(self) -> Iterator[list[Usage]]:
-        """Yield what the good ones say, some at a time."""
+        """Yield what the good ones say, some at a time: as many as are read in little time, since some take long."""
         found: list[Usage] = []
+        until = perf_counter() + _SLICE_SECONDS
         for number, item in self._items:
             self.count += 1
             try:
@@ -136,9 +145,9 @@ class Records(Generic[Item]):
                     found.append(self._checker.usage(number, self._event(call), call))
             except (ValueError, ArithmeticError, RecursionError) as error:
                 self.refuse(number, error)
-            if self.count % SLICE == 0:
+            if self.count % SLICE == 0 or perf_counter() > until:
                 yield found
-                found = []
+                found, until = [], perf_counter() + _SLICE_SECONDS
         yield found
 
     def refuse(self, number: int, error: Exception) -> None:
@@ -173,6 +182,11 @@ def providers_of(name: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys((written, _PROVIDERS.get(written, written)))) if written else ()
 
 
+def address(host: str, port: object) -> str:
+    """Return HOST:PORT as it is compared: in small letters, and without brackets."""
+    return f"{host.strip('[]')}:{port}".lower()
+
+
 def addresses_of(url: str | None) -> tuple[str, ...]:
     """Return HOST:PORT of an http address; nothing where it is none."""
     try:
@@ -180,7 +194,7 @@ def addresses_of(url: str | None) -> tuple[str, ...]:
         port = parts.port or _PORTS.get(parts.scheme)
     except ValueError:
         return ()
-    return (f"{parts.hostname}:{port}",) if parts.hostname and port else ()
+    return (address(parts.hostname, port),) if parts.hostname and port else ()
 
 
 def tokens(what: str, count: object) -> int:
@@ -192,12 +206,10 @@ def tokens(what: str, count: object) -> int:
 
 
 def _is_public(address: str) -> bool:
-    """Tell whether an address may be an API's: of https, with a name that has a dot, or an IP of the internet."""
-    host, _, port = address.rpartition(":")
-    if port != _HTTPS:
-        return False
+    """Tell whether an address may be one of the internet: an IP address of it, or a name with a dot."""
+    host = address.rpartition(":")[0]
     try:
-        return ip_address(host.strip("[]")).is_global
+        return ip_address(host).is_global
     except ValueError:
         return "." in host and not host.endswith(_INSIDE)
 

@@ -322,7 +322,16 @@ ENGINES = (
     bad(
         "a list of no engines",
         "engines: []\n" + PRICES,
-        "config.yml:1: engines: expected at least one engine, found an empty list",
+        "config.yml:1: engines: expected at least one engine, or usage.tokens for the spend of APIs alone, "
+        "found neither",
+    ),
+    *(
+        bad(
+            f"an address that is {what}",
+            f"engines: [{{name: a, url: 'http://a:8000', addresses: ['a:80', '{text}']}}]\n" + PRICES,
+            f"config.yml:1: engines[0].addresses[1]: expected HOST:PORT, found '{text}'",
+        )
+        for what, text in {"none": "chat", "a url": "http://chat:8000", "of a name": "chat:http"}.items()
     ),
     bad(
         "an engine without an address",

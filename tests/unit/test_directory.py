@@ -11,6 +11,7 @@ from exporter.core.api_prices import configured
 from exporter.core.directory import Directory
 from exporter.core.usage_body import Names
 from exporter.core.usage_records import Call, Found, providers_of
+from exporter.core.usage_records import address as address_as_compared
 
 
 def price(model: str, provider: str | None) -> ApiModel:
@@ -69,7 +70,7 @@ def test_an_engine_has_its_models_where_nothing_says_otherwise(provider: str | N
         {"provider": "together_ai"},
         {"provider": "openai", "address": "openrouter.ai:443"},
         {"provider": "openai", "address": "104.18.6.192:443"},
-        {"provider": "openai", "address": "[2606:4700::6812:6c0]:443"},
+        {"provider": "openai", "address": "2606:4700::6812:6c0:443"},
         {"provider": "nobody"},
     ],
 )
@@ -80,8 +81,25 @@ def test_what_somebody_elses_api_did_claims_no_engine(said: dict[str, str]):
     assert DIRECTORY.resolve(names) == ("", "other", "", None)
 
 
+@pytest.mark.parametrize("address", ["litellm:4000", "api.openai.com:80", "api.openai.com:8443"])
+def test_the_best_name_decides_and_a_public_name_is_an_apis_at_any_port(address: str):
+    """An engine with the alias that was asked for took the call of a gateway whose answer named an API's model."""
+    models = ("gpt-2026", "gpt") if address == "litellm:4000" else ("gpt",)
+    prices = configured(ApiPrices(models=(*PRICES, price("gpt-2026", "openai"))))
+    alias = Directory((Engine(name="own", url="http://e:1", models=("gpt",)),), {}, prices)
+    assert alias.find(call(*models, provider="openai", addresses=(address,))) == Found(None, "openai", models[0])
+
+
+@pytest.mark.parametrize("asked", ["fd00::1:8000", "FD00::1:8000", "fd00::2:8000"])
+def test_addresses_are_compared_without_brackets_and_in_small_letters(asked: str):
+    engine = Engine(name="six", url="http://[fd00::1]:8000", addresses=("[fd00::2]:8000",))
+    host, _, port = asked.rpartition(":")
+    found = Directory((engine,), {}, {}).find(call("x", addresses=(address_as_compared(host, port),)))
+    assert found.engine == "six"
+
+
 @pytest.mark.parametrize(
-    "address", ["10.0.0.7:443", "[fd00::7]:443", "fd00::7:443", "vllm:443", "vllm.llm.svc:443", "10.0.0.7:8000"]
+    "address", ["10.0.0.7:443", "100.64.0.1:443", "fd00::7:443", "vllm:443", "vllm.llm.svc:443", "10.0.0.7:8000"]
 )
 def test_an_address_that_is_no_apis_is_an_engines_though_its_model_has_the_name_of_a_priced_one(address: str):
     """An alias of a model that an API has was booked as spend on the API, though a private address was asked."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -24,6 +25,7 @@ from exporter.core.refused import RefusedError
 from exporter.core.spans import READ, Span, call_of, wanted
 from exporter.core.usage_records import Call
 from tests.captured import as_json, spans
+from tests.integration.test_records_http import field
 
 NAMED = TracesUsage()
 ALL = READ.union(NAMED.feature, NAMED.team)
@@ -172,6 +174,8 @@ def test_a_call_that_failed_without_usage_is_passed_over_and_one_with_usage_is_n
 
 @pytest.mark.parametrize("id", ["", "0000000000000000"])
 def test_a_span_without_an_id_is_refused(id: str):
+    """Also beside one without a parent: it was taken for that parent, and skipped."""
+    assert [one for _, one in wanted([span(id), span("b", id), span("c")])] == [span(id), span("b", id), span("c")]
     with pytest.raises(ValueError, match="spanId: expected an id, found none"):
         call_of(span(id), NAMED)
 
@@ -247,15 +251,34 @@ def test_a_span_is_read_as_the_library_of_otlp_writes_it(
     assert otlp.spans_of_protobuf(body, ALL) == [read, read]
 
 
-def test_many_small_messages_take_no_hundred_times_their_size():
+def test_a_resource_in_pieces_is_one():
+    first, second = (Resource(attributes=as_written({key: AnyValue(string_value="x")})) for key in sorted(ALL)[:2])
+    group = ResourceSpans(scope_spans=[ScopeSpans(spans=[Message(span_id=b"12345678")])])
+    pieces = [ResourceSpans(resource=one).SerializeToString() for one in (first, second)]
+    (read,) = otlp.spans_of_protobuf(field(1, pieces[0] + group.SerializeToString() + pieces[1]), ALL)
+    assert read.resource == dict.fromkeys(sorted(ALL)[:2], "x")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "field(1, field(2, bytes((0x12, 0)) * 2**21))",  # spans
+        "field(1, bytes((0x12, 0)) * 2**21)",  # scopes
+        "field(1, bytes((0x0A, 0)) * 2**21)",  # pieces of a resource
+        "field(1, field(1, bytes((0x0A, 0)) * 2**21))",  # attributes of it
+        "field(1, field(2, field(2, bytes((0x4A, 0)) * 2**21)))",  # attributes of a span
+        "field(1, bytes((0x12, 0)) * 300) * 7000",  # scopes of many groups
+    ],
+)
+def test_many_small_messages_take_no_hundred_times_their_size(body: str):
     """4 MiB of empty spans took 354 MiB, and an exporter of 256 MiB with it."""
-    program = """
+    program = f"""
 import resource
 from exporter.core import otlp, refused
 from tests.integration.test_records_http import field
 otlp.spans_of_protobuf(b"", ())
 most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-body = field(1, field(2, bytes((0x12, 0)) * 2**21))
+body = {body}
 before = most()
 try:
     otlp.spans_of_protobuf(body, ())
@@ -264,6 +287,28 @@ except refused.TooManyError:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 128
+
+
+def test_protobuf_without_its_c_library_refuses_the_same():
+    """It raises other errors for what is no text, which were a 500."""
+    program = """
+import random
+from google.protobuf.internal import api_implementation
+from exporter.core import otlp, refused
+from tests.captured import spans
+from tests.integration.test_records_http import broken
+assert api_implementation.Type() == "python"
+chance, body, found = random.Random(7), spans(1e9).SerializeToString(), []
+for _ in range(1500):
+    try:
+        found.append(len(otlp.spans_of_protobuf(broken(body, chance), ())))
+    except refused.RefusedError:
+        found.append(-1)
+print(max(found), min(found))
+"""
+    environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert (done.stdout, done.stderr) == ("6 -1\n", "")
 
 
 def test_without_the_extra_protobuf_cannot_be_read(monkeypatch: pytest.MonkeyPatch):
