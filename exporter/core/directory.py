@@ -5,10 +5,10 @@ from typing import Final, NamedTuple
 
 from exporter.config.model import Engine
 from exporter.core.api_prices import ApiPrice
+from exporter.core.calls import Call, Found, address, addresses_of
 from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
 from exporter.core.refused import RefusedError, shown
 from exporter.core.usage_body import OTHER, Names
-from exporter.core.usage_records import Call, Found, address, addresses_of
 
 _NO_NAMES: Final = frozenset({SEVERAL_MODELS, UNKNOWN_MODEL})  # that stand where a page names no one model
 _NOBODY: Final = "unknown"  # the provider of what neither an engine nor a known API did

@@ -13,10 +13,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from exporter.config.model import LitellmUsage
+from exporter.core.calls import Call, addresses_of, providers_of
 from exporter.core.money import NANO
 from exporter.core.pieces import Pieces
 from exporter.core.refused import RefusedError, shown
-from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, Call, addresses_of, expect_few, providers_of, tokens
+from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, expect_few, tokens
 
 _LONGEST_ANSWER_ID: Final = 200
 _FAILURE: Final = "failure"

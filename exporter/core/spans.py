@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from exporter.config.model import TracesUsage
+from exporter.core.calls import Call, address, providers_of
 from exporter.core.money import NANO
 from exporter.core.refused import shown
-from exporter.core.usage_records import Call, address, providers_of, tokens
+from exporter.core.usage_records import tokens
 
 SERVER: Final = 2  # the kind of span
 _EMBEDDINGS: Final = "embeddings"

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol
 import msgspec
 
 from exporter.core.attribution import UNATTRIBUTED
+from exporter.core.calls import Call
 from exporter.core.pieces import Pieces
 from exporter.core.refused import RefusedError, begun, cut, printable, reason, shown
 
@@ -63,26 +64,6 @@ class Names(NamedTuple):
     escalated_from: str | None = None
 
 
-class Recorded(Protocol):
-    """A call as somebody else recorded it: what names it, and what they say that it cost."""
-
-    @property
-    def form(self) -> str:
-        """In whose words it is recorded."""
-
-    @property
-    def id(self) -> str:
-        """What names it among those of its form."""
-
-    @property
-    def second(self) -> float | None:
-        """The Unix second at which it ended, None where that is not said."""
-
-    @property
-    def said_nano_usd(self) -> int | None:
-        """What they say that it cost, None where they do not."""
-
-
 class Usage(NamedTuple):
     """A checked event: its line or number in the body, its names, and the Unix second at which it happened.
 
@@ -93,7 +74,7 @@ class Usage(NamedTuple):
     names: Names
     second: int
     event: Event
-    call: "Recorded | None" = None
+    call: Call | None = None
 
     @property
     def tokens(self) -> tuple[int, int, int]:
@@ -141,7 +122,7 @@ class Checker:
         self.longest, self.now = name_length, now
         self._checked: dict[tuple[str | None, ...], Names] = {}
 
-    def usage(self, number: int, event: Event, call: "Recorded | None" = None) -> Usage:
+    def usage(self, number: int, event: Event, call: Call | None = None) -> Usage:
         """Return a checked event; raises ValueError."""
         said = (
             event.feature,

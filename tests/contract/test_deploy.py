@@ -206,8 +206,16 @@ def test_what_gateways_post_to_is_there_by_the_name_that_the_docs_have():
 
 def test_the_config_of_each_variant_is_fine():
     paths = [BASE_CONFIG, DEPLOY / "dcgm/config.yml", DEPLOY / "lone/config.yml", COMPOSE / "exporter.yml"]
-    engines = [load(path).engines for path in paths]
-    assert [[engine.name for engine in each] for each in engines] == [["chat-8b"]] * 4
+    names = {path.parent.name: [engine.name for engine in load(path).engines] for path in paths}
+    one = ["chat-8b"]
+    assert names == {"base": one, "dcgm": one, "lone": [], "compose": one}, "no GPU is charged by two of a cluster"
+
+
+def test_what_a_lone_one_may_have_instead_is_fine(tmp_path: Path):
+    text = (DEPLOY / "lone/config.yml").read_text(encoding="utf-8")
+    mended = tmp_path / "config.yml"
+    mended.write_text(text.replace("engines: []", "engines:").replace("\n#  ", "\n  "))
+    assert [engine.url for engine in load(mended).engines] == ["http://chat-8b.llm.svc"]
 
 
 def test_an_engine_in_compose_can_compute_and_we_only_look():

@@ -205,7 +205,7 @@ def call(proxy: str, number: int) -> int:
     kinds: list[tuple[str, str, dict[str, Any]]] = [
         ("/v1/chat/completions", "summary", chat),
         ("/v1/chat/completions", "summary", {**chat, "stream": True}),
-        ("/v1/chat/completions", "nobody", {**chat, "metadata": {"tags": ["x", "feature:search"]}}),
+        ("/v1/chat/completions", "nobody", {**chat, "metadata": {"tags": ["x", "feature:search"]}, "no-log": True}),
         ("/v1/completions", "summary", {"model": "chat", "prompt": f"call {number}", "max_tokens": 4}),
         ("/v1/chat/completions", "api-user", {**chat, "model": "api"}),
         ("/v1/chat/completions", "summary", {**chat, "max_tokens": 10**6}),  # the server refuses it

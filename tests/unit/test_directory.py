@@ -8,10 +8,10 @@ import pytest
 from exporter.config.model import Engine
 from exporter.config.prices import ApiModel, ApiPrices
 from exporter.core.api_prices import configured
+from exporter.core.calls import Call, Found, providers_of
+from exporter.core.calls import address as address_as_compared
 from exporter.core.directory import Directory
 from exporter.core.usage_body import Names
-from exporter.core.usage_records import Call, Found, providers_of
-from exporter.core.usage_records import address as address_as_compared
 
 
 def price(model: str, provider: str | None) -> ApiModel:

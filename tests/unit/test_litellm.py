@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from exporter.config.model import LitellmUsage
+from exporter.core.calls import Call, addresses_of, providers_of
 from exporter.core.litellm import call_of, records
 from exporter.core.refused import RefusedError
-from exporter.core.usage_records import Call, addresses_of, providers_of
 from tests.captured import litellm_records
 
 AT = 1_795_665_942.5

@@ -21,9 +21,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as Message
 
 from exporter.config.model import TracesUsage
 from exporter.core import otlp
+from exporter.core.calls import Call
 from exporter.core.refused import RefusedError
 from exporter.core.spans import READ, Span, call_of, wanted
-from exporter.core.usage_records import Call
 from tests.captured import as_json, spans
 from tests.integration.test_records_http import field
 
