@@ -134,6 +134,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
     metadata = _mapping(record.get("metadata"))
     said = {key: record.get(key) for key in OF_A_CALL}
     said["response_cost_failure_debug_info"] = bool(record.get("response_cost_failure_debug_info")) or None
+    said["end_user"] = next(iter(_short([record.get("end_user")])), None)
     tags = record.get("request_tags")
     said["request_tags"] = _short(tags if isinstance(tags, (list, tuple)) else ())
     said["metadata"] = {

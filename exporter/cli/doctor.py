@@ -93,7 +93,8 @@ def _sections(config: Config, storage: Path | None) -> Iterator[tuple[str, Itera
 
 async def _engines(config: Config) -> list[Finding]:
     async with new_session() as session:
-        return [finding for engine in config.engines async for finding in _engine(session, engine, config.interval)]
+        found = [finding for engine in config.engines async for finding in _engine(session, engine, config.interval)]
+    return found or [(NOTE, "none: the spend of APIs alone")]
 
 
 async def _engine(session: ClientSession, engine: Engine, interval: float) -> AsyncIterator[Finding]:

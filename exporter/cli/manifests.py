@@ -337,7 +337,7 @@ def _problems(wanted: Wanted, kinds: tuple[str, ...]) -> Iterator[str]:
     count = len(wanted.config.engines)
     if "sidecar-patch" in kinds and count != 1:
         yield (
-            f"sidecar-patch: expected a config of one engine, found {count}: each pod would charge all of them. "
+            f"sidecar-patch: expected a config of one engine, found {count}: a pod charges all of them. "
             "Write one config an engine, or name the other kinds"
         )
     for number, engine in enumerate(wanted.config.engines):

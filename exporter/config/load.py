@@ -69,6 +69,15 @@ def disagreements(config: Config) -> Iterator[tuple[str, str]]:
         yield "budgets", "expected none in a sidecar (the hub holds the budgets), found some"
 
 
+def _without_engines(config: Config) -> Iterator[tuple[str, str]]:
+    if config.role is Role.SIDECAR or not config.usage.tokens:
+        text = "expected at least one engine, or role lone with usage.tokens for the spend of APIs alone, found neither"
+        yield "engines", text
+    for name in ("storage", "network", "other"):
+        if getattr(config.prices, name):
+            yield f"prices.{name}", "expected none without engines, which pay for it, found some"
+
+
 def _addresses(config: Config) -> Iterator[tuple[str, str]]:
     for index, engine in enumerate(config.engines):
         for number, text in enumerate(engine.addresses):
@@ -78,8 +87,8 @@ def _addresses(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _engines(config: Config) -> Iterator[tuple[str, str]]:
-    if not config.engines and not config.usage.tokens:
-        yield "engines", "expected at least one engine, or usage.tokens for the spend of APIs alone, found neither"
+    if not config.engines:
+        yield from _without_engines(config)
     yield from _addresses(config)
     yield from _unique("engines", "name", [engine.name for engine in config.engines])
     if len(config.engines) > 1:

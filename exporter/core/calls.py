@@ -96,8 +96,14 @@ def providers_of(name: str | None) -> tuple[str, ...]:
 
 
 def address(host: str, port: object) -> str:
-    """Return HOST:PORT as it is compared: in small letters, and without brackets."""
-    return f"{host.strip('[]')}:{port}".lower()
+    """Return HOST:PORT in small letters, without brackets and the dot of a name that is whole."""
+    return f"{host.strip('[]').removesuffix('.')}:{port}".lower()
+
+
+def short(address: str) -> str:
+    """Return an address as it is compared: a Service of a cluster has longer and shorter names."""
+    host, _, port = address.rpartition(":")
+    return f"{host.removesuffix('.cluster.local').removesuffix('.svc')}:{port}"
 
 
 def addresses_of(url: str | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from exporter.config.model import Engine
 from exporter.core.api_prices import ApiPrice
-from exporter.core.calls import Call, Found, address, addresses_of
+from exporter.core.calls import Call, Found, address, addresses_of, short
 from exporter.core.meter import SEVERAL_MODELS, UNKNOWN_MODEL
 from exporter.core.refused import RefusedError, shown
 from exporter.core.usage_body import OTHER, Names
@@ -51,7 +51,7 @@ class Directory:
         self._at: dict[str, list[str]] = {}
         for engine in engines:
             others = (address(*other.rsplit(":", 1)) for other in engine.addresses)
-            for asked in dict.fromkeys((*addresses_of(engine.url), *others)):
+            for asked in dict.fromkeys(map(short, (*addresses_of(engine.url), *others))):
                 self._at.setdefault(asked, []).append(engine.name)
         self._prices = prices
         self._prices_of: dict[str, list[ApiPrice]] = {}
@@ -100,7 +100,7 @@ class Directory:
 
     def _asked(self, call: Call) -> str | None:
         """Return the engine at the address that was asked; of several there the one that has the model."""
-        names = next((self._at[asked] for asked in call.addresses if asked in self._at), [])
+        names = next((self._at[asked] for asked in map(short, call.addresses) if asked in self._at), [])
         if len(names) == 1:
             return names[0]
         having = {engine.name for model in call.models for engine in self._by_model.get(model, ())}

@@ -6,8 +6,10 @@ before there was an answer. Whoever reads what is stored (a response, a list) is
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -17,9 +19,8 @@ from exporter.core.calls import Call, addresses_of, providers_of
 from exporter.core.money import NANO
 from exporter.core.pieces import Pieces
 from exporter.core.refused import RefusedError, shown
-from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, expect_few, tokens
+from exporter.core.usage_records import MOST_RECORDS, MOST_VALUES, expect_few, tokens
 
-_LONGEST_ANSWER_ID: Final = 200
 _FAILURE: Final = "failure"
 _WORK: Final = re.compile(
     r"a?(completion|text_completion|embedding|responses|transcription|speech|rerank|image_generation|image_edit)"
@@ -95,9 +96,9 @@ def records(content: bytes) -> Iterable[tuple[int, bytes | msgspec.Raw]]:
     Raises:
         RefusedError: it is none of these.
     """
-    content = content.strip()
+    content = content.strip().removeprefix(BOM_UTF8)
     if content[:1] == b"[":
-        expect_few("commas", content.count(b","), MOST_COMMAS)
+        expect_few("values", sum(map(content.count, (b",", b"[", b"{"))), MOST_VALUES)
     pieces = _divided(content)
     expect_few("records", pieces.count, MOST_RECORDS)
     return ((number, piece) for number, piece in pieces if piece is not None)
@@ -179,9 +180,11 @@ def _decoded(piece: bytes | msgspec.Raw) -> Record:
 
 def _id(record: Record) -> str:
     """Return what names a call: LiteLLM's own id and that of the answer, which some servers always give alike."""
-    if not (record.litellm_call_id or record.id):
+    call, answer = record.litellm_call_id or "", record.id or ""
+    if not (call or answer):
         raise ValueError("litellm_call_id: expected an id, found none")
-    return f"{record.litellm_call_id or ''}/{(record.id or '')[-_LONGEST_ANSWER_ID:]}"
+    named = f"{call}/{record.endTime if answer in ('', call) else answer}"  # a caller may give several calls one id
+    return blake2b(named.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 def _models(record: Record) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import msgspec
 
 from exporter.core.refused import RefusedError
 from exporter.core.spans import SERVER, Span
-from exporter.core.usage_records import MOST_COMMAS, MOST_RECORDS, expect_few
+from exporter.core.usage_records import MOST_RECORDS, MOST_VALUES, expect_few
 
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/x-protobuf"
@@ -102,7 +102,7 @@ def spans_of_json(content: bytes, read: Collection[str]) -> list[Span]:
     Raises:
         RefusedError: it is none, or too large.
     """
-    expect_few("commas", content.count(b","), MOST_COMMAS)
+    expect_few("values", content.count(b","), MOST_VALUES)
     try:
         request = _DECODER.decode(content)
         return _few(_of_json(request, read))

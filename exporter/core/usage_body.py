@@ -139,6 +139,14 @@ class Checker:
         second = int(self.now) if event.at is None else _second(event.at, self.now)
         return Usage(number, names, second, event, call)
 
+    def can_be(self, key: str, text: str) -> bool:
+        """Tell whether a text can be a name under a key of an event."""
+        try:
+            _name(key, text, self.longest)
+        except ValueError:
+            return False
+        return True
+
     def _names(self, said: tuple[str | None, ...]) -> Names:
         found = [
             None if text is None else _name(key, text, self.longest)

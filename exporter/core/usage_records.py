@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 _SLICE_SECONDS: Final = 0.01
 MOST_RECORDS: Final = 10_000  # of one body
-MOST_COMMAS: Final = 500_000  # of one body in JSON: values that would all be in memory at once
+MOST_VALUES: Final = 500_000  # of one body in JSON, about: all would be in memory at once
 
 
 class Records(Generic[Item]):
@@ -30,6 +30,7 @@ class Records(Generic[Item]):
         call: Callable[[Item], Call | None],
         find: Callable[[Call], Found],
         checker: Checker,
+        default_feature: str,
     ) -> None:
         """Begin to read.
 
@@ -38,8 +39,10 @@ class Records(Generic[Item]):
             call: returns what a record says, or None where nothing was used; raises ValueError.
             find: returns what did the work.
             checker: checks names, tokens and times.
+            default_feature: whose a call is that names none, or no possible one: callers write it, and must pay.
         """
         self._items, self._call, self._find, self._checker = items, call, find, checker
+        self._default_feature = default_feature
         self.refused: list[Refusal] = []
         self.skipped = 0
         self.count = 0  # so far
@@ -72,11 +75,11 @@ class Records(Generic[Item]):
         self.refused.append(Refusal(number, str(error)))
 
     def _event(self, call: Call) -> Event:
-        found = self._find(call)
+        found, can_be = self._find(call), self._checker.can_be
         return Event(
             id=call.id,
-            feature=call.feature,
-            team=call.team,
+            feature=call.feature if can_be("feature", call.feature) else self._default_feature,
+            team=call.team if call.team and can_be("team", call.team) else None,
             engine=found.engine,
             provider=found.provider,
             model=found.model,

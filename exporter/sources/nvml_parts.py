@@ -11,6 +11,7 @@ from exporter.sources.nvml_fields import GPM_RATES, GPM_SHARES, Number, memory
 
 GPM_IDS: Final = (*GPM_SHARES, *GPM_RATES)
 _MIB: Final = 2.0**20
+_MOST_MIB_PER_SECOND: Final = 1e7  # no link is as fast: another answer is none
 _SHORTEST_NS: Final = NANOSECONDS
 _LONGEST_NS: Final = 600 * NANOSECONDS
 _XID_EVENTS: Final = 8  # nvml.h, nvmlEventTypeXidCriticalError
@@ -60,7 +61,7 @@ def _gpm_numbers(found: dict[int, float]) -> Iterator[Number]:
         if 0 <= found.get(identifier, -1.0) <= 100:  # noqa: PLR2004 - percent
             yield measure, "", found[identifier] / 100
     for identifier, (measure, direction) in GPM_RATES.items():
-        if found.get(identifier, -1.0) >= 0:
+        if 0 <= found.get(identifier, -1.0) <= _MOST_MIB_PER_SECOND:
             yield measure, direction, found[identifier] * _MIB
 
 

@@ -79,7 +79,11 @@ class _Litellm:
         places = rules.usage.litellm
         checker = Checker(rules.limits.name_length, now)
         return Records(
-            litellm.records(content), lambda piece: litellm.call_of(piece, places), rules.directory.find, checker
+            litellm.records(content),
+            lambda piece: litellm.call_of(piece, places),
+            rules.directory.find,
+            checker,
+            places.default_feature,
         )
 
     def taken(self, request: web.Request, outcome: Outcome) -> web.Response:  # noqa: ARG002
@@ -114,7 +118,13 @@ class _Traces:
         named = rules.usage.traces
         found = _spans(request.content_type, content, spans.READ.union(named.feature, named.team))
         checker = Checker(rules.limits.name_length, now)
-        return Records(spans.wanted(found), lambda span: spans.call_of(span, named), rules.directory.find, checker)
+        return Records(
+            spans.wanted(found),
+            lambda span: spans.call_of(span, named),
+            rules.directory.find,
+            checker,
+            named.default_feature,
+        )
 
     def taken(self, request: web.Request, outcome: Outcome) -> web.Response:
         reading = outcome.reading

@@ -214,8 +214,13 @@ def test_the_config_of_each_variant_is_fine():
 def test_what_a_lone_one_may_have_instead_is_fine(tmp_path: Path):
     text = (DEPLOY / "lone/config.yml").read_text(encoding="utf-8")
     mended = tmp_path / "config.yml"
-    mended.write_text(text.replace("engines: []", "engines:").replace("\n#  ", "\n  "))
-    assert [engine.url for engine in load(mended).engines] == ["http://chat-8b.llm.svc"]
+    mended.write_text(
+        text.replace("engines: []", "engines:").replace("\n#  ", "\n  ").replace("#gpu: {usd", "gpu: {usd")
+    )
+    config = load(mended)
+    assert [engine.url for engine in config.engines] == ["http://chat-8b.llm.svc"]
+    assert config.prices.gpu
+    assert config.prices.api.models, "without a price the spend of an API is not known"
 
 
 def test_an_engine_in_compose_can_compute_and_we_only_look():
@@ -283,7 +288,7 @@ def test_a_pod_is_not_given_the_engines_of_others(fleet: Path, kinds: tuple[str,
     """Each of them would have charged for all."""
     done = CliRunner().invoke(main, ["manifests", f"--config.file={fleet}", *kinds])
     assert done.exit_code == 2
-    assert "sidecar-patch: expected a config of one engine, found 2: each pod would charge all of them." in done.output
+    assert "sidecar-patch: expected a config of one engine, found 2: a pod charges all of them." in done.output
     assert len(documents(render("scaledobject", config=fleet))) == 2
 
 

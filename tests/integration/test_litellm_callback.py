@@ -126,6 +126,7 @@ def test_of_what_a_caller_wrote_only_short_texts_are_told(callback: ModuleType):
     told = json.loads(line)
     assert told["metadata"]["requester_metadata"] == {"7": "half ?", "feature": "search"}
     assert len(told["request_tags"]) == 50
+    assert len(callback._line(dict(record, end_user="x" * 10**6))) < 10**4
     for said in ("text", 7, ["x"]):
         assert call_of(callback._line(dict(record, metadata=said, request_tags=said)), LitellmUsage())
 

@@ -130,7 +130,7 @@ async def test_good_records_are_booked_and_bad_ones_counted_and_named(tmp_path: 
     records = litellm_records(NOW)
     records[0]["prompt_tokens"] = -1
     records[5]["endTime"] -= 100_000
-    records[7]["metadata"]["user_api_key_alias"] = "unattributed"
+    records[7]["custom_llm_provider"], records[7]["model"] = "nobody", "m" * 300
     async with taking(tmp_path) as stage:
         reply = await litellm(stage, records)
         assert reply.status == 202
@@ -146,7 +146,7 @@ async def test_good_records_are_booked_and_bad_ones_counted_and_named(tmp_path: 
             ],
         }
         assert "expected a time within the last 24 hours" in reply.json["errors"][1]["error"]
-        assert "feature: expected another name" in reply.json["errors"][2]["error"]
+        assert "model: expected a name of 1 to 128" in reply.json["errors"][2]["error"]
         assert await stage.results() == {"accepted": 5, "rejected": 3, "skipped": 4}
     line = "LiteLLM: 3 of 12 records are not booked: record 1: prompt_tokens: expected an integer from 0 to 10000000"
     assert [one.getMessage().startswith(line) for one in caplog.records if one.levelno >= logging.WARNING] == [True]
@@ -305,10 +305,39 @@ async def test_a_retry_is_the_same_call_also_when_the_config_has_changed(tmp_pat
         assert stage.rules is not None
         before = stage.rules
         stage.rules = replace(before, directory=Directory([], {}, {}), usage=Usage())
-        assert (await litellm(stage, [*records, litellm_records(NOW)[0]])).json["accepted"] == 1
+        assert (await litellm(stage, [*records, litellm_records(NOW)[0]])).json["accepted"] == 2
         stage.rules = before
         again = (await litellm(stage, [*records, litellm_records(NOW)[0]])).json
-        assert (again["accepted"], again["duplicates"]) == (1, 1), "the key named other was refused at first"
+        assert (again["accepted"], again["duplicates"]) == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["other", "unattributed", "x" * 129, "two\nlines", " x", ""])
+async def test_who_gives_a_feature_or_a_team_no_possible_name_pays_all_the_same(tmp_path: Path, name: str):
+    """Any client could take what it spent at an API off the budgets, with one tag."""
+    (record,) = (one for one in litellm_records(NOW) if one["custom_llm_provider"] == "openai")
+    record |= {"request_tags": [f"feature:{name}"]}
+    record["metadata"]["user_api_key_alias"] = record["metadata"]["user_api_key_team_alias"] = name
+    request = spans(NOW)
+    request.resource_spans[0].resource.attributes[0].key = "service.name"
+    for attribute in request.resource_spans[0].resource.attributes:
+        if attribute.key == "service.name":
+            attribute.value.string_value = name
+    async with taking(tmp_path) as stage:
+        assert stage.rules is not None
+        stage.rules = replace(stage.rules, usage=Usage())
+        assert (await litellm(stage, [record])).json["accepted"] == 1
+        assert answer(await traces(stage, request.SerializeToString())) == ExportTraceServiceResponse()
+        features = {labels[:2] for labels, count in stage.books.totals()[Kind.FEATURE_REQUESTS].items() if count}
+    team = name if name in ("other", "unattributed") else ""  # as in an event
+    assert features == {("litellm", team), ("traces", "")}
+
+
+async def test_calls_that_a_client_gives_one_id_are_several(tmp_path: Path):
+    """LiteLLM takes its id of a call from a header; answers without one of their own, like embeddings, have that."""
+    record = dict(litellm_records(NOW)[0], litellm_call_id="mine" * 100, id="mine" * 100)
+    later = dict(record, endTime=record["endTime"] + 1)
+    async with taking(tmp_path) as stage:
+        assert (await litellm(stage, [record, later, record])).json["accepted"] == 2
 
 
 # Sizes
@@ -324,9 +353,10 @@ LITELLM, TRACES = "/v1/usage/litellm", "/v1/traces"
         (LITELLM, JSON, b"0\n" * MANY, "10000 records"),
         (LITELLM, JSON, b"0" + b"\n" * MANY + b"0", "10000 records"),
         (LITELLM, JSON, b"[" + b"0," * MANY + b"0]", "10000 records"),
-        (LITELLM, JSON, b"[" + b"," * 500_001, "500000 commas"),
+        (LITELLM, JSON, b"[" + b"," * 500_001, "500000 values"),
+        (LITELLM, JSON, b"[" + b"[" * 900 + b"]" * 900 + b"," + b"[" * 500_001 + b"NaN]", "500000 values"),
         (TRACES, JSON, b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * MANY + b"{}]}]}]}", "10000 spans"),
-        (TRACES, JSON, b"," * 500_001, "500000 commas"),
+        (TRACES, JSON, b"," * 500_001, "500000 values"),
         (TRACES, PROTOBUF, b"\x0a\x00" * MANY, "10000 groups of spans"),
         (TRACES, PROTOBUF, field(1, b"\x12\x00" * MANY), "10000 groups of spans"),
         (TRACES, PROTOBUF, field(1, field(2, b"\x12\x00" * MANY)), "10000 spans"),

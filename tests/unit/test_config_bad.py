@@ -322,8 +322,26 @@ ENGINES = (
     bad(
         "a list of no engines",
         "engines: []\n" + PRICES,
-        "config.yml:1: engines: expected at least one engine, or usage.tokens for the spend of APIs alone, "
-        "found neither",
+        "config.yml:1: engines: expected at least one engine, or role lone with usage.tokens for the spend of APIs "
+        "alone, found neither",
+    ),
+    bad(
+        "a sidecar of no engines",
+        "role: sidecar\nengines: []\nusage: {tokens: [{file: /run/t}]}\n",
+        "config.yml:2: engines: expected at least one engine, or role lone with usage.tokens for the spend of APIs "
+        "alone, found neither",
+    ),
+    *(
+        bad(
+            f"{name} that no engine pays",
+            f"engines: []\nusage: {{tokens: [{{file: /run/t}}]}}\nprices:\n  {name}: {value}\n",
+            f"config.yml:4: prices.{name}: expected none without engines, which pay for it, found some",
+        )
+        for name, value in {
+            "storage": "{weights_gb: 100, usd_per_gb_month: 0.1}",
+            "network": "{usd_per_gb: 0.09}",
+            "other": "[{name: lb, usd_per_hour: 0.1}]",
+        }.items()
     ),
     *(
         bad(

@@ -90,6 +90,16 @@ def test_the_best_name_decides_and_a_public_name_is_an_apis_at_any_port(address:
     assert alias.find(call(*models, provider="openai", addresses=(address,))) == Found(None, "openai", models[0])
 
 
+@pytest.mark.parametrize("host", ["vllm.prod", "VLLM.prod.", "vllm.prod.svc", "vllm.prod.svc.cluster.local."])
+@pytest.mark.parametrize("known", ["vllm.prod", "vllm.prod.svc.cluster.local"])
+def test_a_service_of_a_cluster_has_long_and_short_names(host: str, known: str):
+    engine = Engine(name="own", url=f"http://{known}:8000", models=("gpt",))
+    found = Directory((engine,), {}, PRICED).find(
+        call("gpt", provider="openai", addresses=(address_as_compared(host, 8000),))
+    )
+    assert found.engine == "own"
+
+
 @pytest.mark.parametrize("asked", ["fd00::1:8000", "FD00::1:8000", "fd00::2:8000"])
 def test_addresses_are_compared_without_brackets_and_in_small_letters(asked: str):
     engine = Engine(name="six", url="http://[fd00::1]:8000", addresses=("[fd00::2]:8000",))

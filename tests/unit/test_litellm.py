@@ -86,10 +86,12 @@ def test_what_cost_something_without_tokens_or_failed_with_them_is_booked():
 def test_an_answer_that_always_has_the_same_id_is_another_call_each_time():
     first, second = (called(record(litellm_call_id=call, id="always")) for call in ("a", "b"))
     assert first.id != second.id
-    assert called(record(litellm_call_id=None)).id == "/answer"
-    assert called(record(id=None)).id == "call/"
-    long = called(record(id="x" * 1000)).id
-    assert (len(long), long.startswith("call/")) == (205, True)
+    ids = [called(record(**said)).id for said in (
+        {"litellm_call_id": None}, {"id": None}, {"id": None, "endTime": 7.5}, {"id": "call"}, {"id": "x" * 1000},
+        {"id": "x" * 1001}, {"litellm_call_id": "\n" * 1000},
+    )]  # fmt: skip
+    assert len({*ids, first.id, second.id}) == 8, "an answer with the call's id is one without an id"
+    assert {len(one) for one in ids} == {32}
 
 
 def test_the_first_place_that_names_a_feature_counts():
