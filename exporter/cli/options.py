@@ -85,38 +85,20 @@ def logging_flags(command: Command) -> Command:
     return level(form(command))
 
 
+def _flag(name: str, kind: Any, text: str) -> Callable[[Command], Command]:
+    return click.option(f"--{name}", name.replace(".", "_").replace("-", "_"), type=kind, help=text)
+
+
 def engine_flags(command: Command) -> Command:
     """Add the flags that stand for a config file."""
     options = (
-        click.option(
-            "--config.file", "config_file", type=click.Path(path_type=Path), help="The config; see config.example.yml."
-        ),
-        click.option("--engine.url", "engine_url", type=URL, help="Without a config file: the engine to meter."),
-        click.option(
-            "--engine.name",
-            "engine_name",
-            type=ScalarType(units.NAME, "name"),
-            help="Its name in labels.  [default: default]",
-        ),
-        click.option(
-            "--gpu.usd-per-hour",
-            "gpu_usd_per_hour",
-            type=ScalarType(units.MONEY, "usd"),
-            help="The price of one GPU for an hour.",
-        ),
-        click.option(
-            "--gpu.count",
-            "gpu_count",
-            type=ScalarType(units.GPU_COUNT, "gpus"),
-            help="GPUs that the engine pays for.  [default: 1]",
-        ),
-        click.option(
-            "--gpu.dcgm-url",
-            "gpu_dcgm_url",
-            type=ScalarType(units.URL_TEMPLATE, "url"),
-            help="A dcgm-exporter to ask about GPUs where no driver is visible.",
-        ),
-        click.option("--interval", type=DURATION, help="The beat.  [default: 5s]"),
+        _flag("config.file", click.Path(path_type=Path), "The config; see config.example.yml."),
+        _flag("engine.url", URL, "Without a config file: the engine to meter."),
+        _flag("engine.name", ScalarType(units.NAME, "name"), "Its name in labels.  [default: default]"),
+        _flag("gpu.usd-per-hour", ScalarType(units.MONEY, "usd"), "The price of one GPU for an hour."),
+        _flag("gpu.count", ScalarType(units.GPU_COUNT, "gpus"), "GPUs that the engine pays for.  [default: 1]"),
+        _flag("gpu.dcgm-url", ScalarType(units.URL_TEMPLATE, "url"), "A dcgm-exporter, where no driver is visible."),
+        _flag("interval", DURATION, "The beat.  [default: 5s]"),
     )
     for option in reversed(options):
         command = option(command)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from difflib import get_close_matches
 from itertools import chain
-from typing import Annotated, Any, Final, NamedTuple, Protocol
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -88,30 +88,6 @@ class Refusal(NamedTuple):
 
     number: int
     why: str
-
-
-class Reading(Protocol):
-    """A body that is read."""
-
-    refused: list[Refusal]
-    skipped: int  # records of what used nothing
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is taken whole or not at all."""
-
-    @property
-    def count(self) -> int:
-        """How many events it has."""
-
-    def where(self, number: int) -> str:
-        """Say in words where an event stands."""
-
-    def slices(self) -> Iterator[list[Usage]]:
-        """Yield the events, some at a time; raises RefusedError where the body is refused."""
-
-    def refuse(self, number: int, error: Exception) -> None:
-        """Leave out an event that cannot be booked; a body that is taken whole raises the error."""
 
 
 class Checker:

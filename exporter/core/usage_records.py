@@ -6,11 +6,11 @@ Whoever sends them cannot mend them, and sends many at once: one that is bad may
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from exporter.core.calls import Call, Found
 from exporter.core.refused import TooManyError, shown
-from exporter.core.usage_body import MOST_TOKENS, SLICE, Checker, Event, Refusal, Usage
+from exporter.core.usage_body import MOST_TOKENS, SLICE, Body, Checker, Event, Refusal, Usage
 
 Item = TypeVar("Item")
 
@@ -88,6 +88,9 @@ class Records(Generic[Item]):
             output_tokens=call.output_tokens,
             at=None if call.second is None else _iso(call.second),
         )
+
+
+Reading = Body | Records[Any]  # a body that is read: of our own events, or of others' records
 
 
 def expect_few(what: str, count: int, most: int) -> None:

@@ -8,8 +8,8 @@ from aiohttp import web
 from exporter.config.model import Limits
 from exporter.core import litellm, otlp, spans
 from exporter.core.usage import Rules, Sheet
-from exporter.core.usage_body import Body, Checker, Reading, Refusal
-from exporter.core.usage_records import Records
+from exporter.core.usage_body import Body, Checker, Refusal
+from exporter.core.usage_records import Reading, Records
 from exporter.ledger import Verdict
 from exporter.web import bodies, budgets_json
 from exporter.web.bodies import Limit

@@ -17,7 +17,7 @@ from exporter.core.attribution import Slot
 from exporter.core.money import Account, Entry, Kind
 from exporter.core.refused import RefusedError, TooManyError
 from exporter.core.usage import ForbiddenError, Rules, Sheet
-from exporter.core.usage_body import Reading
+from exporter.core.usage_records import Reading
 from exporter.ledger import Batch, Change, Key, Verdict
 from exporter.web import bodies
 from exporter.web.bearer import Sender, UsageTokens, is_local
