@@ -67,3 +67,22 @@ def test_each_call_is_booked_once_also_over_a_crash(tmp_path: Path):
         assert page["llmcost_gateway_spend_usd_total{model=gpt-4o-mini}"] == pytest.approx(13.5e-6)
         assert page["llmcost_gateway_booked_spend_usd_total{model=gpt-4o-mini}"] == pytest.approx(11.5e-6)
         assert "LiteLLM says" in exporter.ask("/").body.decode()
+
+
+def test_an_exporter_without_engines_takes_the_spend_of_apis(tmp_path: Path):
+    config, token = tmp_path / "config.yml", tmp_path / "token"
+    token.write_text("of-the-gateway")
+    alone = CONFIG.replace(CONFIG.splitlines()[1], "engines: []\nbudgets: [{name: all, monthly_usd: 1}]")
+    config.write_text(alone.replace("usage: {", f"usage: {{tokens: [{{file: {token}}}], "))
+    serve = ("serve", f"--config.file={config}", f"--storage.path={tmp_path}/data")
+    with running(tmp_path, *serve) as exporter:
+        exporter.until("ready", lambda _: exporter.ask("/-/ready").status == 200)
+        (record,) = (one for one in litellm_records(time.time()) if one["custom_llm_provider"] == "openai")
+        headers = {"Content_Type": "application/json", "Authorization": "Bearer of-the-gateway"}
+        assert exporter.ask("/v1/usage/litellm", "POST", json.dumps(record).encode(), **headers).status == 202
+        spent = "llmcost_budget_spent_usd{budget=all,period=month}"
+        page = exporter.until("it is in the budget", lambda page: page.get(spent, 0) > 0)
+        assert page[spent] == pytest.approx(10 * 0.15e-6 + 20 * 0.50e-6)
+        assert exporter.ask("/").status == 200
+        assert exporter.end() == 0
+        assert "Traceback" not in exporter.log.read_text()
