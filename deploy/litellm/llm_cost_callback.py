@@ -25,14 +25,14 @@ log = logging.getLogger("llm_cost")
 # What the exporter reads of a record, and of its metadata.
 OF_A_CALL: Final = (
     "status", "model", "call_type", "id", "litellm_call_id", "custom_llm_provider", "model_group", "api_base",
-    "cache_hit", "prompt_tokens", "completion_tokens", "response_cost", "endTime", "end_user",
+    "cache_hit", "prompt_tokens", "completion_tokens", "response_cost", "endTime",
 )  # fmt: skip
 OF_ITS_METADATA: Final = (
     "user_api_key_alias", "user_api_key_team_alias", "user_api_key_team_id", "user_api_key_user_id",
 )  # fmt: skip
 OF_THE_CALLER: Final = ("requester_metadata", "spend_logs_metadata")
 _MOST_OF_THE_CALLER: Final = 50  # tags, and keys of its metadata
-_LONGEST_OF_THE_CALLER: Final = 256  # characters; no feature's name is longer
+_LONGEST_OF_THE_CALLER: Final = 256  # characters; the exporter takes names of 128, or as its config says
 _MOST_WAITING_BYTES: Final = 64 * 2**20  # some 50 000 records
 _MOST_POSTED_BYTES: Final = 2**20
 _GATHERING_SECONDS: Final = 0.1

@@ -78,8 +78,9 @@ class Directory:
         engine = self._asked(call)
         if engine is not None:
             return Found(engine, None, call.models[0])
+        is_of_an_engine = call.is_of_an_engine
         for model in call.models:
-            if call.is_of_an_engine and model in self._by_model:
+            if is_of_an_engine and model in self._by_model:
                 return Found(None, None, model)
             provider = next((name for name in call.providers if (name, model) in self._prices), None)
             if provider is not None:
